@@ -1,0 +1,34 @@
+"""What a model is: how it is named, what a package of it declares, what a request to it holds.
+
+This room knows no engine, no network and no file system; everything above it speaks in its words.
+"""
+
+from mlos.model.manifest import (
+    SCHEMA_VERSION,
+    Artifact,
+    FileEntry,
+    FileRole,
+    Manifest,
+    ModelFormat,
+    ParityMeasure,
+    Weights,
+)
+from mlos.model.reference import Reference
+from mlos.model.request import InferenceRequest
+from mlos.model.tensors import DType, Tensors, TensorSpec
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "DType",
+    "FileEntry",
+    "FileRole",
+    "InferenceRequest",
+    "Manifest",
+    "ModelFormat",
+    "ParityMeasure",
+    "Reference",
+    "TensorSpec",
+    "Tensors",
+    "Weights",
+]

@@ -1,0 +1,148 @@
+"""The manifest: everything a package declares about itself, as immutable as its digest.
+
+What differs between two installs of the same model (times, dates, hosts) is not in it; it stands in the
+store's install record. So the same model, converted by the same tools, has the same digest everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mlos.errors import RefusedError
+from mlos.model.tensors import TensorSpec
+
+SCHEMA_VERSION: Literal[1] = 1
+
+ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch"]
+Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
+"""Whose weights: published on a hub, carried by a Python package, random from a seed, or a user's own file."""
+FileRole: TypeAlias = Literal["graph", "weights", "config", "tokenizer", "golden", "document"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Frozen):
+    """One file of the package. ``path`` is relative to the package folder, ``size`` is in bytes."""
+
+    path: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    role: FileRole
+
+    @field_validator("path")
+    @classmethod
+    def _relative(cls, path: str) -> str:
+        if path != normal_path(path):
+            raise ValueError(f"not a plain relative path: {path!r}")
+        return path
+
+
+class Artifact(_Frozen):
+    """The servable form: which file an engine opens, and the tensors it takes and gives."""
+
+    format: ModelFormat
+    precision: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class ParityMeasure(_Frozen):
+    """How far one output stood from the framework's, over all cases of the golden record.
+
+    ``max_abs_error`` is in the output's own unit; ``tolerance`` names the row of the tolerance table that was
+    applied; ``worst_ratio`` is the largest of |error| / (atol + rtol * |reference|), so at most 1 passes;
+    ``argmax_agreement`` is a share from 0 to 1, absent where an argmax means nothing.
+    """
+
+    output: str
+    max_abs_error: float
+    atol: float
+    rtol: float
+    worst_ratio: float
+    cosine: float
+    argmax_agreement: float | None = None
+    tolerance: str
+    passed: bool
+
+
+class Manifest(_Frozen):
+    """A package. Its digest is the SHA-256 of :meth:`canonical`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    reference: str
+    commit: str
+    weights: Weights
+    licence: str | None = None
+    architecture: str | None = None
+    parameters: int | None = Field(default=None, ge=0)
+    source_format: ModelFormat
+    tasks: tuple[str, ...] = Field(min_length=1)
+    artifact: Artifact
+    preprocessing: dict[str, Any] = {}
+    """Per task, what its tokenizing, pooling and normalising need, for example ``{"embeddings": {...}}``."""
+    golden: str | None = None
+    """Folder of the golden record inside the package; absent where no framework answers for the file."""
+    parity: tuple[ParityMeasure, ...] = ()
+    files: tuple[FileEntry, ...]
+    tools: dict[str, str] = {}
+    """Version of each program that made the package."""
+
+    def canonical(self) -> bytes:
+        """The manifest as JSON with sorted keys and no spaces: the bytes that are stored and hashed."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, in hexadecimal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    @classmethod
+    def parse(cls, data: bytes, origin: str) -> Manifest:
+        """Read a stored manifest; ``origin`` names it in errors.
+
+        Raises:
+            RefusedError: if it is of a newer schema, or not a manifest.
+        """
+        try:
+            version = json.loads(data).get("schema_version")
+        except (ValueError, AttributeError) as error:
+            raise RefusedError(f"{origin} is not a manifest: {error}") from error
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise RefusedError(
+                f"{origin} has manifest schema {version}; this MLOS reads up to {SCHEMA_VERSION}",
+                field="schema_version",
+                expected=f"<= {SCHEMA_VERSION}",
+                got=str(version),
+                hint="upgrade MLOS: pip install --upgrade mlos",
+            )
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RefusedError(
+                f"{origin} is not a valid manifest: {where}: {first['msg']}", field=where
+            ) from error
+
+
+def normal_path(path: str) -> str:
+    """``path`` if it is a plain relative POSIX path, else the empty string.
+
+    Plain: no leading slash, no empty, ``.`` or ``..`` segment, no backslash, no control character.
+    """
+    segments = path.split("/")
+    bad = any(segment in ("", ".", "..") for segment in segments) or "\\" in path
+    return "" if bad or any(ord(character) < 32 or ord(character) == 127 for character in path) else path

@@ -1,0 +1,82 @@
+"""Model references: ``source/namespace/name[@revision]``, ``file:PATH``, and what may stand in them.
+
+The grammar is strict because parts of a reference become parts of paths and addresses: ASCII only, no empty
+or dotted segments, no control characters, bounded lengths.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from mlos.errors import UsageError
+
+_SOURCE = re.compile(r"[a-z][a-z0-9]{0,15}")
+_SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_HINT = "write source/namespace/name[@revision], for example hf/google-bert/bert-base-uncased@latest"
+LATEST = "latest"
+"""The revision that asks for the newest commit; it is resolved once and never stored."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a model comes from. ``path`` is ``namespace/name``, or a file system path for ``file:``."""
+
+    source: str
+    path: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a reference as a person types it; ``hf://a/b`` and ``hf/a/b`` are the same.
+
+        Raises:
+            UsageError: if the text does not follow the grammar.
+        """
+        if text.startswith("file:"):
+            path = text.removeprefix("file:").removeprefix("//")
+            if not path or any(ord(character) < 32 for character in path):
+                raise _bad(text, "a path after 'file:'")
+            return cls("file", path)
+        body, at, revision = text.replace("://", "/", 1).partition("@")
+        source, *segments = body.split("/")
+        if not _SOURCE.fullmatch(source) or not 1 <= len(segments) <= 2:
+            raise _bad(text, "a source, then one or two names")
+        if any(not _SEGMENT.fullmatch(segment) or ".." in segment for segment in segments):
+            raise _bad(text, "names of letters, digits, '.', '_' and '-'")
+        if at and (
+            not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/")
+        ):
+            raise _bad(text, "a branch, tag or commit after '@'")
+        return cls(source, "/".join(segments), revision or None)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, which names the model where no catalogue entry does."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def namespace(self) -> str:
+        """The part before the name; empty for a repository without an owner."""
+        return self.path.rstrip("/").rpartition("/")[0]
+
+    @property
+    def wants_latest(self) -> bool:
+        """Whether no particular revision was asked for."""
+        return self.revision in (None, LATEST)
+
+    def at(self, revision: str | None) -> Reference:
+        """The same model at another revision."""
+        return replace(self, revision=revision)
+
+    def __str__(self) -> str:
+        body = f"file:{self.path}" if self.source == "file" else f"{self.source}/{self.path}"
+        return f"{body}@{self.revision}" if self.revision else body
+
+
+def _bad(text: str, expected: str) -> UsageError:
+    shown = text if len(text) <= 200 else text[:200] + "…"
+    return UsageError(
+        f"not a model reference: {shown!r}", field="reference", expected=expected, got=repr(shown), hint=_HINT
+    )

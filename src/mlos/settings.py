@@ -1,0 +1,75 @@
+"""One frozen settings model for all three programs, layered: defaults < file < environment < flags.
+
+The file is ``$XDG_CONFIG_HOME/mlos/config.toml`` (``MLOS_CONFIG`` names another); environment variables are
+the field names in capitals behind ``MLOS_``; flags are the keyword arguments of :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+def config_file() -> Path:
+    """Where the settings file is looked for; it need not exist."""
+    named = os.environ.get("MLOS_CONFIG")
+    return Path(named) if named else platformdirs.user_config_path("mlos") / "config.toml"
+
+
+class Settings(BaseSettings):
+    """What can be set. Every field has a default with which the programs work as they are."""
+
+    model_config = SettingsConfigDict(env_prefix="MLOS_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("mlos"),
+        description="Folder of the store, the caches and the sockets.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address that mlos_core listens on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port of mlos_core; 0 takes a free one.")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="Threads per model worker; 0 takes the physical cores it may use.",
+    )
+    request_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds from a request's arrival to its deadline."
+    )
+    load_timeout: float = Field(default=300.0, gt=0, description="Seconds a worker may take to load its model.")
+    drain_timeout: float = Field(default=30.0, gt=0, description="Seconds for requests in flight at SIGTERM.")
+    max_body_bytes: int = Field(default=32 << 20, gt=0, description="Largest request body accepted.")
+    max_text_bytes: int = Field(
+        default=1 << 20,
+        gt=0,
+        description="Largest UTF-8 text tokenised, per request, all its texts together.",
+    )
+    max_queue: int = Field(default=256, gt=0, description="Requests waiting per model before 503.")
+    allow_remote: bool = Field(
+        default=False, description="Listen on an address other than loopback although requests need no token."
+    )
+
+    @property
+    def store(self) -> Path:
+        """Folder of the packages."""
+        return self.home / "store"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
