@@ -138,11 +138,11 @@ class Manifest(_Frozen):
             ) from error
 
 
-def normal_path(path: str) -> str:
-    """``path`` if it is a plain relative POSIX path, else the empty string.
+def normal_path(path: str) -> str | None:
+    """``path`` if it is a plain relative POSIX path, else None.
 
     Plain: no leading slash, no empty, ``.`` or ``..`` segment, no backslash, no control character.
     """
     segments = path.split("/")
     bad = any(segment in ("", ".", "..") for segment in segments) or "\\" in path
-    return "" if bad or any(ord(character) < 32 or ord(character) == 127 for character in path) else path
+    return None if bad or any(ord(character) < 32 or ord(character) == 127 for character in path) else path

@@ -1,0 +1,43 @@
+# Everything a contributor types. The first two targets are all that the quick start needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export MLOS_RESULTS ?= results
+
+.DEFAULT_GOAL := help
+.PHONY: help setup e2e-test test test-slow soak lint types lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+e2e-test: setup ## Package, serve and validate the default models; write the dashboard (SET=small for tiny variants)
+	$(BIN)/mlos validate --set $(or $(SET),default) --results $(MLOS_RESULTS)
+
+test: setup lint types ## Lint, types and the tests
+	@rm -rf .cache/coverage && mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest -m "not slow and not soak"
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+test-slow: setup ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+soak: setup ## The tests that take an hour or more
+	$(BIN)/python -m pytest -m soak --timeout 14400
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy src/mlos tests scripts
+
+setup: ## Set up .venv from the lock, once; the other targets do it when needed
+	@$(PYTHON) scripts/setup.py
+
+lock: setup ## Resolve the lock again around requirements/pins.txt
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url \
+		--no-emit-find-links --no-emit-options --annotation-style line --strip-extras --extra onnxruntime --extra convert \
+		--extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt pyproject.toml
+	@sed -i '/considered to be unsafe/,$$d' requirements/lock.txt
+
+clean: ## Remove what the build made, .venv included; installed models stay
+	rm -rf .venv .cache build results site src/*.egg-info
