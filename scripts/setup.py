@@ -95,7 +95,7 @@ def _refuse_cuda(requirement: str) -> tuple[str, str] | None:
     if not cuda:
         return None
     return (
-        f"pip would take a CUDA build of {requirement}, with {len(cuda)} NVIDIA packages; this machine has no GPU",
+        f"pip would take {requirement} built for CUDA ({len(cuda)} NVIDIA packages), but here is no GPU",
         "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (its 'Get started' page names it) and run "
         "this again, or set TORCH_CUDA_OK=1 to take the CUDA build all the same",
     )
