@@ -1,0 +1,166 @@
+"""Reading the catalogue's files, and finding the model that a person's words mean."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlos.catalogue.entry import Entry, GoldenRequest
+from mlos.errors import MlosError, NotFoundError
+from mlos.model import Reference
+
+_SHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class TaskDefaults(BaseModel):
+    """What serves a model outside the catalogue, for one task.
+
+    ``{mask}`` in a request's text stands for the mask token of the model's tokenizer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tolerance: str
+    golden: tuple[GoldenRequest, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a person's words mean: a reference, its entry, and a note where a name was replaced."""
+
+    reference: Reference
+    entry: Entry | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All entries by short name, the defaults by task, and the folder they were read from."""
+
+    entries: Mapping[str, Entry]
+    defaults: Mapping[str, TaskDefaults]
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path) -> Catalogue:
+        """Read a catalogue's folder: ``models/*.toml``, ``configs/*.json`` and ``defaults.toml``.
+
+        Raises:
+            MlosError: naming the file, and the place in it, of the first thing that is wrong.
+        """
+        entries: dict[str, Entry] = {}
+        owners: dict[str, str] = {}
+        for path in sorted((folder / "models").glob("*.toml")):
+            entry = _checked(Entry, _toml(path), path)
+            if entry.name != path.stem:
+                raise _wrong(path, "name", f"the file's name, '{path.stem}'", repr(entry.name))
+            tiny = [entry.tiny_reference] if entry.tiny_reference else []
+            for reference in (*entry.references.all().values(), *tiny, *entry.aliases):
+                if reference in owners:
+                    raise _wrong(
+                        path,
+                        "references",
+                        "references of no other entry",
+                        f"{reference} of {owners[reference]}",
+                    )
+                owners[reference] = entry.name
+            if entry.seeded is not None and not (folder / "configs" / entry.seeded.config).is_file():
+                raise _wrong(path, "seeded.config", "a file in configs/", repr(entry.seeded.config))
+            entries[entry.name] = entry
+        path = folder / "defaults.toml"
+        defaults = {task: _checked(TaskDefaults, data, path, task) for task, data in _toml(path).items()}
+        return cls(MappingProxyType(entries), MappingProxyType(defaults), folder)
+
+    def match(self, reference: Reference) -> Entry | None:
+        """The entry that ``reference`` belongs to, by any of its references or aliases, at any revision."""
+        for entry in self.entries.values():
+            if entry.canonical(reference) is not None:
+                return entry
+        return None
+
+    def resolve(self, text: str) -> Resolved:
+        """What a person typed, as a full reference; short names and aliases are replaced, and the note says so.
+
+        Raises:
+            NotFoundError: if the text is a bare name that the catalogue does not have.
+            UsageError: if it is neither a name nor a reference.
+        """
+        name, at, revision = text.partition("@")
+        if "/" not in name and _SHORT_NAME.fullmatch(name):
+            return self._resolve_name(text, name, revision if at else None)
+        reference = Reference.parse(text)
+        entry = self.match(reference)
+        canonical = entry.canonical(reference) if entry else None
+        if entry is None or canonical is None or canonical == reference:
+            return Resolved(reference, entry)
+        return Resolved(canonical, entry, f"{reference.at(None)} is published as {canonical.at(None)}")
+
+    def _resolve_name(self, text: str, name: str, revision: str | None) -> Resolved:
+        entry = self.entries.get(name)
+        if entry is None:
+            raise NotFoundError(
+                f"the catalogue has no model named '{name}'",
+                field="reference",
+                expected=f"one of {', '.join(self.entries)}, or a full reference",
+                got=repr(text),
+                hint="write source/namespace/name[@revision] for a model outside the catalogue",
+            )
+        plain = entry.preferred
+        reference = plain if revision is None else Reference.parse(f"{plain}@{revision}")
+        return Resolved(reference, entry, f"{name} is {plain}")
+
+    def config(self, entry: Entry, tiny: bool = False) -> dict[str, Any]:
+        """The configuration of ``entry``'s seeded recipe as published, or of its small variant.
+
+        Raises:
+            NotFoundError: if the model has no seeded recipe.
+        """
+        if entry.seeded is None:
+            raise NotFoundError(f"{entry.name} has no seeded recipe")
+        published: dict[str, Any] = json.loads((self.folder / "configs" / entry.seeded.config).read_bytes())
+        return published | entry.seeded.tiny.overrides if tiny else published
+
+
+@cache
+def catalogue() -> Catalogue:
+    """The catalogue that comes with MLOS."""
+    return Catalogue.load(Path(__file__).parent)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MlosError(f"catalogue file {path.name} cannot be read: {error}") from error
+
+
+def _checked(kind: type[_Model], data: Any, path: Path, within: str = "") -> _Model:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ((within,) if within else ()) + first["loc"])
+        raise MlosError(
+            f"catalogue file {path.name}: {where + ': ' if where else ''}{first['msg']}",
+            field=where or None,
+            got=repr(first["input"])[:200],
+        ) from error
+
+
+def _wrong(path: Path, field: str, expected: str, got: str) -> MlosError:
+    return MlosError(
+        f"catalogue file {path.name}: {field}: expected {expected}, got {got}",
+        field=field,
+        expected=expected,
+        got=got,
+    )

@@ -1,0 +1,179 @@
+"""What the catalogue holds of one model: a TOML file of ``models/``, read and checked.
+
+Everything that is specific to a model stands in such a file; no code knows a model by name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mlos.errors import MlosError
+from mlos.model import InferenceRequest, Reference, Weights
+
+TINY = "tiny"
+"""Namespace of the small variants for tests: ``seeded/tiny/NAME``."""
+
+
+def _request(value: Any) -> InferenceRequest:
+    try:
+        return msgspec.convert(value, InferenceRequest)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"not a V1 request: {error}") from error
+
+
+def _reference(text: str) -> str:
+    try:
+        reference = Reference.parse(text)
+    except MlosError as error:
+        raise ValueError(error.message) from error
+    if reference.revision is not None:
+        raise ValueError(f"{text!r} must not name a revision")
+    return text
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+ReferenceText = Annotated[str, Field(min_length=1), BeforeValidator(_reference)]
+"""A model reference without a revision."""
+
+
+class GoldenRequest(_Frozen):
+    """One case of the golden record: a request as a person would send it."""
+
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    request: Annotated[InferenceRequest, BeforeValidator(_request)]
+
+
+class References(_Frozen):
+    """Where the model can be had; at least one of the three."""
+
+    hub: ReferenceText | None = None
+    seeded: ReferenceText | None = None
+    trained: ReferenceText | None = None
+    """Published weights that a Python distribution carries."""
+
+    def all(self) -> dict[Weights, str]:
+        """The references that are given, by whose weights they lead to."""
+        given: dict[Weights, str | None] = {"hub": self.hub, "seeded": self.seeded, "trained": self.trained}
+        return {weights: reference for weights, reference in given.items() if reference is not None}
+
+
+class TokenizerRecipe(_Frozen):
+    """A real tokenizer, taken from an installed Python distribution that carries it."""
+
+    distribution: str
+    files: tuple[str, ...] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    """Keys of ``tokenizer_config.json`` that differ from the carried file's."""
+
+
+class TinyRecipe(_Frozen):
+    """The small variant: what differs in the configuration, and how many parameters that leaves."""
+
+    overrides: dict[str, Any] = Field(min_length=1)
+    parameters: int = Field(gt=0)
+
+
+class SeededRecipe(_Frozen):
+    """How the published architecture is filled with calibrated random weights."""
+
+    seed: int = Field(ge=0)
+    config: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
+    """File in ``configs/``: the published configuration, transcribed."""
+    config_source: str = Field(pattern=r"^https://")
+    """Where the configuration is published."""
+    tokenizer: TokenizerRecipe
+    spread: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Standard deviation of a layer's output by an expression found in its name; the first counts, else 1."""
+    tiny: TinyRecipe
+
+    @field_validator("spread")
+    @classmethod
+    def _expressions(cls, spread: dict[str, float]) -> dict[str, float]:
+        for pattern in spread:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return spread
+
+
+class Entry(_Frozen):
+    """One model of the catalogue."""
+
+    name: str = Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")
+    """The short name."""
+    family: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """What it does; where a request does not say, the first that fits."""
+    licence: str
+    architecture: str
+    """Class of transformers that the published configuration names."""
+    parameters: int = Field(gt=0)
+    tolerance: str
+    """Row of the parity room's tolerance table."""
+    references: References
+    aliases: tuple[ReferenceText, ...] = ()
+    """Other references that people write; each means the reference of the same source above."""
+    golden: tuple[GoldenRequest, ...] = Field(min_length=3)
+    seeded: SeededRecipe | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Entry:
+        given = self.references.all()
+        if not given:
+            raise ValueError("references: give at least one of hub, seeded and trained")
+        if (self.references.seeded is None) != (self.seeded is None):
+            raise ValueError("seeded: a seeded reference and a [seeded] recipe come together")
+        sources = {Reference.parse(text).source for text in given.values()}
+        for alias in self.aliases:
+            if Reference.parse(alias).source not in sources:
+                raise ValueError(f"aliases: {alias} has no reference of its own source to stand for")
+        names = [case.name for case in self.golden]
+        if len(set(names)) != len(names):
+            raise ValueError(f"golden: names must differ, got {', '.join(names)}")
+        for case in self.golden:
+            if case.request.task is not None and case.request.task not in self.tasks:
+                raise ValueError(
+                    f"golden: {case.name} asks for {case.request.task}, not one of this model's tasks"
+                )
+        return self
+
+    @property
+    def tiny_reference(self) -> str | None:
+        """Reference of the small seeded variant, if there is one."""
+        return f"seeded/{TINY}/{self.name}" if self.seeded else None
+
+    @property
+    def preferred(self) -> Reference:
+        """What the short name stands for: the hub's repository, else trained, else seeded weights."""
+        references = self.references
+        text = references.hub or references.trained or references.seeded
+        assert text is not None  # _consistent saw to it
+        return Reference.parse(text)
+
+    def canonical(self, reference: Reference) -> Reference | None:
+        """The reference of this model that ``reference`` means, at its revision; None if it means another.
+
+        An alias gives the reference it stands for.
+        """
+        plain = str(reference.at(None))
+        if plain in self.references.all().values() or plain == self.tiny_reference:
+            return reference
+        if plain not in self.aliases:
+            return None
+        for text in self.references.all().values():
+            known = Reference.parse(text)
+            if known.source == reference.source:
+                return known.at(reference.revision)
+        return None
+
+    def is_tiny(self, reference: Reference) -> bool:
+        """Whether ``reference`` asks for the small variant."""
+        return str(reference.at(None)) == self.tiny_reference
