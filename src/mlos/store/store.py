@@ -55,16 +55,17 @@ class Store:
 
         A disk that fills up while the body works is reported as :class:`NoRoomError`.
         """
-        with changing(self.root, bytes_needed):
-            self._layout.create()
-            for path in scratch.abandoned(self._layout.staging):
-                scratch.discard(path)
-        if bytes_needed is not None:
-            self.require_room(bytes_needed)
-        with scratch.area(self._layout.staging) as area, room_explained(self.root, bytes_needed):
-            folder = area / "files"
-            folder.mkdir()
-            yield Staging(folder)
+        with ExitStack() as held:
+            with changing(self.root, bytes_needed):
+                self._layout.create()
+                for path in scratch.abandoned(self._layout.staging):
+                    scratch.discard(path)
+                if bytes_needed is not None:
+                    self.require_room(bytes_needed)
+                folder = held.enter_context(scratch.area(self._layout.staging)) / "files"
+                folder.mkdir()
+            with room_explained(self.root, bytes_needed):
+                yield Staging(folder)
 
     @contextmanager
     def partial(self, key: str) -> Iterator[Path]:
@@ -74,10 +75,12 @@ class Store:
         Move it into a staging folder once it is whole, or delete it.
         """
         path = self._layout.partial(key)
-        with changing(self.root):
-            self._layout.create()
-        with scratch.owned(path), room_explained(self.root):
-            yield path
+        with ExitStack() as held:
+            with changing(self.root):
+                self._layout.create()
+                held.enter_context(scratch.owned(path))
+            with room_explained(self.root):
+                yield path
 
     def commit(self, staging: Staging, manifest: Manifest, record: InstallRecord) -> Package:
         """Make a package of the staged files that ``manifest`` lists; other staged files are left out.
