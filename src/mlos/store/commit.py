@@ -74,10 +74,9 @@ def publish(layout: Layout, package: Draft, ref: Ref) -> None:
                 seen[sha256] = _Seen(identity, identity is not None and fingerprint(blob) == sha256)
         with locked(layout.lock):
             if all(seen[sha256].identity == _identity(layout.blob(sha256)) for sha256 in wanted):
-                replaced = _place_blobs(layout, package, {sha256 for sha256 in wanted if seen[sha256].sound})
+                _place_blobs(layout, package, {sha256 for sha256 in wanted if seen[sha256].sound})
                 _place_folder(package.folder, layout.package(ref.digest))
                 sync_folder(layout.packages)
-                _heal(layout, package.area, replaced)
                 layout.lease(ref.digest).touch()
                 with visible_change(layout):
                     passing.replace(layout.ref(ref.reference))
@@ -189,23 +188,35 @@ def _not_plain(entry: FileEntry, got: str) -> RefusedError:
     )
 
 
-def _place_blobs(layout: Layout, package: Draft, sound: set[str]) -> dict[int, Path]:
-    """Let draft and blobs share files; returns the blobs that replaced a corrupt one, by the inode replaced."""
-    replaced: dict[int, Path] = {}
-    for path, sha256 in package.files.items():
-        ours, blob = package.folder / path, layout.blob(sha256)
-        if sha256 in sound:
-            relink(blob, ours, package.area)
-            continue
-        if identity := _identity(blob):
-            replaced[identity[0]] = blob
+def _place_blobs(layout: Layout, package: Draft, sound: set[str]) -> None:
+    """Let draft and blobs share files; a blob that is not sound is replaced by the draft's file."""
+    ours = {sha256: package.folder / path for path, sha256 in package.files.items() if sha256 not in sound}
+    corrupt = {
+        identity[0]: ours[sha256] for sha256 in ours if (identity := _identity(layout.blob(sha256))) is not None
+    }
+    if corrupt:
+        # Before the blobs: as long as one is corrupt, the next commit knows that there is something to heal.
+        _heal(layout, package.area, corrupt)
+    for sha256, file in ours.items():
+        blob = layout.blob(sha256)
         if blob.is_dir() and not blob.is_symlink():
             shutil.rmtree(blob)
-        relink(ours, blob, package.area)
-        sound.add(sha256)
+        relink(file, blob, package.area)
+    for path, sha256 in package.files.items():
+        if ours.get(sha256) != package.folder / path:
+            relink(layout.blob(sha256), package.folder / path, package.area)
     sync_folder(layout.blobs)
     _sync_tree(package.folder)
-    return replaced
+
+
+def _heal(layout: Layout, area: Path, corrupt: dict[int, Path]) -> None:
+    """Let every package that links to a corrupt file, known by its inode, link to the sound one instead."""
+    for folder in layout.packages.iterdir():
+        healed = [(path, corrupt.get((folder / path).lstat().st_ino)) for path in leaves(folder)]
+        for path, sound in healed:
+            if sound is not None:
+                relink(sound, folder / path, area)
+                sync_folder((folder / path).parent)
 
 
 def _place_folder(built: Path, final: Path) -> None:
@@ -235,18 +246,6 @@ def _prune(folder: Path, root: Path) -> None:
     while folder != root and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
-
-
-def _heal(layout: Layout, area: Path, replaced: dict[int, Path]) -> None:
-    """Let other packages that shared a corrupt blob share the sound one."""
-    if not replaced:
-        return
-    for folder in layout.packages.iterdir():
-        for path in leaves(folder):
-            link = folder / path
-            blob = replaced.get(link.lstat().st_ino)
-            if blob is not None:
-                relink(blob, link, area)
 
 
 def _sync_tree(folder: Path) -> None:
