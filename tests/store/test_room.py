@@ -28,9 +28,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip(
-            f"a disk cannot be mounted here; the file size limit stands in for it: {mounted.stderr.strip()}"
-        )
+        why = mounted.stderr.splitlines()[0]
+        pytest.skip(f"a disk cannot be mounted here; the file size limit stands in for it: {why}")
     try:
         yield disk
     finally:

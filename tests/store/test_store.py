@@ -246,6 +246,17 @@ def test_generation_changes_with_every_install_and_removal(store: Store, install
     assert store.generation() in seen
 
 
+def test_generation_grows_although_the_clock_does_not(store: Store, install: Install) -> None:
+    install(store)
+    ahead = (store.generation() // 10**9 + 3600) * 10**9
+    os.utime(store.root / "refs", ns=(ahead, ahead))
+
+    install(store, commit="c2")
+    assert store.generation() == ahead + 1
+    store.remove("bert")
+    assert store.generation() == ahead + 2
+
+
 def test_removal_hides_at_once_and_gc_deletes(store: Store, install: Install) -> None:
     shared = install(store, {"model.onnx": b"shared", "own": b"12345"}, repository="org/one")
     other = install(store, {"model.onnx": b"shared"}, repository="org/two")
