@@ -1,0 +1,171 @@
+"""The child that builds a seeded model, confined to its destination.
+
+Plain random initialisation makes models that answer the same whatever they are asked, and a parity of such
+answers could not fail. So the weights are calibrated layer by layer (after Mishkin and Matas, "All you need is
+a good init", 2016): one batch runs through the model, and each layer is scaled, as it is reached, until its
+output has the spread that the recipe gives it.
+
+The same recipe gives the same bytes: the numbers are uniform (exact on every processor, where normal ones pass
+through a logarithm), each tensor has a generator of its own, and factors are rounded to quarters of an octave,
+which swallows the last bits in which processors differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from mlos.errors import MlosError
+from mlos.host.child import serve
+
+_NOISE = 0.1
+"""Spread of biases around 0, and of the gains of normalisations around 1: parity shall see them all."""
+_QUARTERS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Build, fill, calibrate and save the model of ``request["recipe"]``; returns its number of parameters."""
+    torch.set_num_threads(1)  # the order of sums decides their last bits
+    recipe, destination = request["recipe"], Path(request["destination"])
+    model = build(recipe["architecture"], recipe["config"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters != recipe["parameters"]:
+        raise MlosError(
+            f"{recipe['architecture']} of this configuration has {parameters} parameters, "
+            f"the catalogue says {recipe['parameters']}",
+            field="parameters",
+            expected=str(recipe["parameters"]),
+            got=str(parameters),
+        )
+    fill(model, recipe["seed"])
+    calibrate(model, recipe["seed"], [(re.compile(name), spread) for name, spread in recipe["spread"]], emit)
+    _save_weights(model, destination / "model.safetensors")
+    _save_json(recipe["config"], destination / "config.json")
+    for name, path in request["tokenizer"].items():
+        _save_tokenizer(name, Path(path).read_bytes(), recipe["tokenizer"]["settings"], destination)
+    return {"parameters": parameters}
+
+
+def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedModel:
+    """The transformers class ``architecture`` with ``config``, in eval mode."""
+    kind = getattr(transformers, architecture, None)
+    if kind is None:
+        raise MlosError(f"transformers {transformers.__version__} has no class {architecture}")
+    known = transformers.AutoConfig.for_model(**config)
+    model: transformers.PreTrainedModel = kind(known)
+    model.train(False)
+    return model
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module, seed: int) -> None:
+    """Give every parameter random values: matrices of spread 1 / sqrt(fan-in), gains near 1, biases near 0."""
+    for name, parameter in model.named_parameters():  # a tied one comes once, under its first name
+        noise = _uniform(parameter.shape, seed, name)
+        if parameter.dim() > 1:
+            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+        else:
+            parameter.copy_(noise * _NOISE + (1 if name.endswith("weight") else 0))
+
+
+@torch.no_grad()
+def calibrate(
+    model: transformers.PreTrainedModel, seed: int, spreads: list[tuple[re.Pattern[str], float]], emit: Emit
+) -> None:
+    """Scale each layer's weights until its output has its spread, in the order in which a batch reaches them.
+
+    A weight that several layers share is scaled once, for the first of them.
+    """
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(getattr(layer, "weight", None), torch.nn.Parameter) and layer.weight.dim() > 1
+    }
+    emit({"layers": len({id(layer.weight) for layer in layers.values()})})
+    scaled: set[int] = set()
+
+    def scale(name: str, layer: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
+        weight = layer.weight
+        if id(weight) in scaled:
+            return output
+        assert isinstance(weight, torch.nn.Parameter)
+        scaled.add(id(weight))
+        wanted = next((spread for pattern, spread in spreads if pattern.search(name)), 1.0)
+        bias = getattr(layer, "bias", None)
+        linear = output if bias is None else output - bias
+        factor = _rounded(wanted / float(linear.double().std()))
+        weight.mul_(factor)
+        emit({"done": 1})
+        linear = linear * factor
+        return linear if bias is None else linear + bias
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output, name=name: scale(name, layer, output))
+        for name, layer in layers.items()
+    ]
+    try:
+        model(**_batch(model, seed))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:
+    """Four random texts of 32 tokens."""
+    taken = model.main_input_name
+    if taken != "input_ids":
+        raise MlosError(f"a model that takes {taken} cannot be calibrated yet", expected="input_ids", got=taken)
+    generator = torch.Generator().manual_seed(seed)
+    return {"input_ids": torch.randint(model.config.vocab_size, (4, 32), generator=generator)}
+
+
+def _uniform(shape: torch.Size, seed: int, name: str) -> torch.Tensor:
+    """Uniform random numbers of mean 0 and variance 1, from a generator of this tensor's own."""
+    own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+    numbers = torch.rand(shape, generator=torch.Generator().manual_seed(own))
+    return (numbers - 0.5) * math.sqrt(12)
+
+
+def _rounded(factor: float) -> float:
+    """The nearest quarter of an octave."""
+    octave, quarter = divmod(round(4 * math.log2(factor)), 4)
+    return math.ldexp(_QUARTERS[quarter], octave)
+
+
+def _save_weights(model: torch.nn.Module, path: Path) -> None:
+    distinct: dict[int, str] = {}
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():  # tied tensors are stored once, under their first name
+        distinct.setdefault(tensor.data_ptr(), name)
+    save_file({name: tensors[name].contiguous() for name in distinct.values()}, path, {"format": "pt"})
+
+
+def _save_json(data: Any, path: Path) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(name: str, data: bytes, settings: dict[str, Any], destination: Path) -> None:
+    """Write one of the tokenizer's files as this model's own repository would carry it."""
+    match name:
+        case "tokenizer.json":
+            # How long inputs may be and how they are padded is the caller's to say, not the vocabulary's.
+            _save_json(json.loads(data) | {"truncation": None, "padding": None}, destination / name)
+        case "tokenizer_config.json":
+            _save_json(json.loads(data) | settings, destination / name)
+        case _:
+            (destination / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    serve(main)
