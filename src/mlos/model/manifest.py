@@ -57,15 +57,18 @@ class ParityMeasure(_Frozen):
     """How far one output stood from the framework's, over all cases of the golden record.
 
     ``max_abs_error`` is in the output's own unit; ``tolerance`` names the row of the tolerance table that was
-    applied; ``worst_ratio`` is the largest of |error| / (atol + rtol * |reference|), so at most 1 passes;
-    ``argmax_agreement`` is a share from 0 to 1, absent where an argmax means nothing.
+    applied; ``worst_ratio`` is the largest of |error| / (atol + rtol * |reference|), so at most 1 passes (all
+    three absent where the row bounds no single element); ``cosine`` is that of the worst sample;
+    ``argmax_agreement`` is a share from 0 to 1, absent where an argmax means nothing; ``case`` names the golden
+    case with the largest error.
     """
 
     output: str
+    case: str | None = None
     max_abs_error: float
-    atol: float
-    rtol: float
-    worst_ratio: float
+    atol: float | None = None
+    rtol: float | None = None
+    worst_ratio: float | None = None
     cosine: float
     argmax_agreement: float | None = None
     tolerance: str

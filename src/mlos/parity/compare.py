@@ -1,0 +1,156 @@
+"""A model's outputs against the framework's: one measure per output, over all cases of the record.
+
+Values are compared at every position, padding included: the same graph on the same inputs gives the same
+numbers there too, and a request with tensors is answered with them. Decisions (the argmax of ``logits``) are
+compared only where the attention mask is set: at padding nothing is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlos.errors import ParityError
+from mlos.model import ParityMeasure, Tensors
+from mlos.parity.positions import DECISIONS, valid_positions
+from mlos.parity.record import Case, GoldenRecord
+from mlos.parity.tolerance import Tolerance
+
+
+def compare_outputs(
+    golden: GoldenRecord, answers: Mapping[str, Tensors], tolerance: Tolerance
+) -> tuple[ParityMeasure, ...]:
+    """Measure ``answers`` (case name to output tensors) against the record, in the order of its outputs.
+
+    The error is the largest over all elements of all cases, the cosine that of the worst sample (an element of
+    the first axis, flattened), the argmax agreement the share over all decided positions of all cases. A
+    position whose two best reference logits differ by less than 2 atol decides nothing and is not counted.
+
+    Raises:
+        ParityError: if an answer is missing, has another shape, or holds NaN or infinity; such an answer has
+            no error to print.
+    """
+    if not golden.cases:
+        raise ParityError("the golden record has no cases")
+    outputs = dict.fromkeys(name for case in golden.cases for name in case.outputs)
+    return tuple(
+        _measure(name, [case for case in golden.cases if name in case.outputs], answers, tolerance)
+        for name in outputs
+    )
+
+
+def describe(measure: ParityMeasure) -> str:
+    """The measure as one line: error beside tolerance."""
+    where = f" in case {measure.case!r}" if measure.case else ""
+    if measure.atol is not None and measure.rtol is not None:
+        bound = f"atol {measure.atol:g}, rtol {measure.rtol:g} ({measure.tolerance})"
+    else:
+        bound = measure.tolerance
+    line = f"{measure.output}: max |error| {measure.max_abs_error:.3g} against tolerance {bound}{where}"
+    line += f"; cosine {measure.cosine:.7f}"
+    if measure.argmax_agreement is not None:
+        line += f"; argmax agreement {measure.argmax_agreement:.2%}"
+    return line
+
+
+def require(measures: Sequence[ParityMeasure]) -> None:
+    """Raise if a measure did not pass.
+
+    Raises:
+        ParityError: naming the first output that failed, its error and the tolerance.
+    """
+    for measure in measures:
+        if not measure.passed:
+            raise ParityError(f"parity failed: {describe(measure)}", field=measure.output)
+
+
+def _measure(
+    name: str, cases: Sequence[Case], answers: Mapping[str, Tensors], tolerance: Tolerance
+) -> ParityMeasure:
+    worst_case, max_abs_error, worst_ratio, cosine = cases[0].name, -1.0, 0.0, 1.0
+    agreed = decided = 0
+    for case in cases:
+        reference, answer = _pair(name, case, answers)
+        error = np.abs(answer - reference)
+        largest = float(error.max(initial=0.0))
+        if largest > max_abs_error:
+            worst_case, max_abs_error = case.name, largest
+        if tolerance.atol is not None and tolerance.rtol is not None:
+            ratio = error / (tolerance.atol + tolerance.rtol * np.abs(reference))
+            worst_ratio = max(worst_ratio, float(ratio.max(initial=0.0)))
+        cosine = min(cosine, _worst_cosine(reference, answer))
+        if name == DECISIONS:
+            case_agreed, case_decided = _decisions(case, reference, answer, tolerance)
+            agreed, decided = agreed + case_agreed, decided + case_decided
+    bounded = tolerance.atol is not None
+    agreement = agreed / decided if decided else (1.0 if name == DECISIONS else None)
+    return ParityMeasure(
+        output=name,
+        case=worst_case,
+        max_abs_error=max_abs_error,
+        atol=tolerance.atol,
+        rtol=tolerance.rtol,
+        worst_ratio=worst_ratio if bounded else None,
+        cosine=cosine,
+        argmax_agreement=agreement,
+        tolerance=tolerance.name,
+        passed=(not bounded or worst_ratio <= 1)
+        and cosine >= tolerance.cosine
+        and (agreement is None or agreement >= tolerance.argmax),
+    )
+
+
+def _pair(
+    name: str, case: Case, answers: Mapping[str, Tensors]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Reference and answer in double precision, so that the comparison itself rounds nothing."""
+    where = f"output {name!r} in case {case.name!r}"
+    answer = answers.get(case.name, {}).get(name)
+    if answer is None:
+        raise ParityError(f"parity failed: {where} was not answered", field=name)
+    reference = np.asarray(case.outputs[name])
+    if answer.shape != reference.shape:
+        expected, got = str(list(reference.shape)), str(list(answer.shape))
+        raise ParityError(
+            f"parity failed: {where} has shape {got}, the framework's has {expected}",
+            field=name,
+            expected=expected,
+            got=got,
+        )
+    pair = reference.astype(np.float64), np.asarray(answer).astype(np.float64)
+    for values, whose in zip(pair, ("the framework's", "the model's"), strict=True):
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise ParityError(
+                f"parity failed: {where}: {count} of {whose} {values.size} values are NaN or infinite",
+                field=name,
+            )
+    return pair
+
+
+def _worst_cosine(reference: NDArray[np.float64], answer: NDArray[np.float64]) -> float:
+    """The least cosine of any sample; 1 for two zero vectors, 0 where only one is zero."""
+    rows = (len(reference), -1) if reference.ndim and reference.size else (1, -1)
+    one, other = reference.reshape(rows), answer.reshape(rows)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    dots = (one * other).sum(axis=1)
+    equal = (one == other).all(axis=1)
+    cosines = np.where(equal, 1.0, np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0))
+    return float(np.clip(cosines, -1.0, 1.0).min(initial=1.0))
+
+
+def _decisions(
+    case: Case, reference: NDArray[np.float64], answer: NDArray[np.float64], tolerance: Tolerance
+) -> tuple[int, int]:
+    """How many decisions agree, of how many."""
+    if not reference.ndim or reference.shape[-1] < 2:
+        return 0, 0
+    decided = valid_positions(case, reference)
+    if tolerance.atol is not None:
+        second, best = np.moveaxis(np.partition(reference, -2, axis=-1)[..., -2:], -1, 0)
+        decided = decided & (best - second >= 2 * tolerance.atol)
+    agreed: NDArray[Any] = reference.argmax(axis=-1) == answer.argmax(axis=-1)
+    return int((agreed & decided).sum()), int(decided.sum())

@@ -1,0 +1,151 @@
+"""What a model takes and what it answers, against the framework's: the first place where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlos.model import Tensors
+from mlos.parity.record import Case
+from mlos.parity.tolerance import Tolerance
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One place that differs from the framework's; ``str()`` of it is a sentence."""
+
+    where: str
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        return f"{self.where} from the framework's: expected {self.expected}, got {self.got}"
+
+
+def compare_inputs(case: Case, tensors: Tensors) -> Difference | None:
+    """Whether preprocessing gave exactly the framework's tensors: names, element types, shapes and values."""
+    if set(tensors) != set(case.inputs):
+        return Difference("tensors differ", _listed(case.inputs), _listed(tensors))
+    for name, reference in case.inputs.items():
+        given = tensors[name]
+        if (given.dtype, given.shape) != (reference.dtype, reference.shape):
+            return Difference(
+                f"{name} differs",
+                f"{reference.dtype.name} {list(reference.shape)}",
+                f"{given.dtype.name} {list(given.shape)}",
+            )
+        differing = np.argwhere(given != reference)
+        if len(differing):
+            place = tuple(differing[0])
+            return Difference(
+                f"{name} differ at {[int(axis) for axis in place]}", str(reference[place]), str(given[place])
+            )
+    return None
+
+
+def compare_result(case: Case, result: Any, tolerance: Tolerance) -> Difference | None:
+    """Whether a task's result (in the words of JSON) is the framework's.
+
+    Text, whole numbers and structure must be equal. A vector (a list of fractions) is held to the tolerance's
+    cosine and, where the row has one, its elementwise bound. A ranking (a list of objects with a ``score``)
+    must hold the framework's entries in its order, except that entries whose scores tie within the tolerance
+    may change places; scores are probabilities, so an error e of the logits is an error of 2 e of the score,
+    relative to it. Rows without an elementwise bound leave rankings and single fractions to the argmax
+    agreement of the outputs.
+    """
+    return _compare("result", case.result, result, tolerance)
+
+
+def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Difference | None:
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        if set(expected) != set(got):
+            return Difference(f"{where} differs", _listed(expected), _listed(got))
+        found = (_compare(f"{where}.{key}", expected[key], got[key], tolerance) for key in expected)
+        return next(filter(None, found), None)
+    if _is_list(expected) and _is_list(got):
+        if len(expected) != len(got):
+            return Difference(f"{where} differs", f"{len(expected)} entries", f"{len(got)} entries")
+        if _is_vector(expected) and _is_vector(got):
+            return _compare_vector(where, expected, got, tolerance)
+        if _is_ranking(expected) and _is_ranking(got):
+            return _compare_ranking(where, expected, got, tolerance)
+        pairs = enumerate(zip(expected, got, strict=True))
+        found = (_compare(f"{where}[{at}]", one, other, tolerance) for at, (one, other) in pairs)
+        return next(filter(None, found), None)
+    if isinstance(expected, float) and isinstance(got, float | int) and not isinstance(got, bool):
+        close = tolerance.atol is None or tolerance.rtol is None
+        if not close:
+            close = abs(got - expected) <= (tolerance.atol or 0.0) + (tolerance.rtol or 0.0) * abs(expected)
+        return None if close else Difference(f"{where} differs", f"{expected:.7g}", f"{got:.7g}")
+    if type(expected) is not type(got) or expected != got:
+        return Difference(f"{where} differs", _shown(expected), _shown(got))
+    return None
+
+
+def _compare_vector(
+    where: str, expected: Sequence[float], got: Sequence[float], tolerance: Tolerance
+) -> Difference | None:
+    one, other = np.asarray(expected, dtype=np.float64), np.asarray(got, dtype=np.float64)
+    if not np.isfinite(other).all():
+        return Difference(f"{where} differs", "finite numbers", "NaN or infinity")
+    if tolerance.atol is not None and tolerance.rtol is not None:
+        excess = np.abs(other - one) - (tolerance.atol + tolerance.rtol * np.abs(one))
+        worst = int(excess.argmax())
+        if excess[worst] > 0:
+            return Difference(f"{where}[{worst}] differs", f"{one[worst]:.7g}", f"{other[worst]:.7g}")
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    cosine = float(one @ other) / norms if norms else float(np.array_equal(one, other))
+    if cosine < tolerance.cosine:
+        return Difference(f"{where} differs", f"cosine >= {tolerance.cosine:g}", f"cosine {cosine:.7f}")
+    return None
+
+
+def _compare_ranking(
+    where: str, expected: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]], tolerance: Tolerance
+) -> Difference | None:
+    if tolerance.atol is None or tolerance.rtol is None:
+        return None
+    relative = 2 * (tolerance.atol + tolerance.rtol)
+
+    def ties(score: float, reference: float) -> bool:
+        return abs(score - reference) <= relative * abs(reference)
+
+    left = list(expected)
+    for rank, (reference, entry) in enumerate(zip(expected, got, strict=True)):
+        same = next((one for one in left if _identity(one) == _identity(entry)), None)
+        if same is None or not ties(same["score"], reference["score"]):
+            return Difference(f"{where}[{rank}] differs", _shown(reference), _shown(entry))
+        if not ties(entry["score"], same["score"]):
+            return Difference(f"{where}[{rank}].score differs", f"{same['score']:.7g}", f"{entry['score']:.7g}")
+        left.remove(same)
+    return None
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "score"}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_vector(value: Sequence[Any]) -> bool:
+    return bool(value) and all(isinstance(element, float) for element in value)
+
+
+def _is_ranking(value: Sequence[Any]) -> bool:
+    return bool(value) and all(
+        isinstance(entry, Mapping) and isinstance(entry.get("score"), float) for entry in value
+    )
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"

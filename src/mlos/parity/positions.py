@@ -1,0 +1,26 @@
+"""Which positions of an output answer for something: all of them, or those the attention mask keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlos.parity.record import Case
+
+MASK = "attention_mask"
+DECISIONS = "logits"
+"""The output whose last axis is decided over by an argmax."""
+
+
+def valid_positions(case: Case, output: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where ``output`` means something: shape ``output.shape[:-1]``, false at padding.
+
+    An output of shape (batch, length, features) is masked by an ``attention_mask`` of shape (batch, length);
+    every other output means something everywhere.
+    """
+    mask = case.inputs.get(MASK)
+    if mask is not None and output.ndim == 3 and output.shape[:2] == mask.shape:
+        return mask.astype(np.bool_)
+    return np.ones(output.shape[:-1], dtype=np.bool_)

@@ -1,0 +1,56 @@
+"""How far an artifact's answers may stand from the framework's: one row per precision.
+
+The rows are the project's measurement standard. Elementwise, a value passes when
+``|error| <= atol + rtol * |reference|``; reduced precisions have no such bound and are held to the direction
+of their answers (cosine) and to what they decide (argmax).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mlos.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """One row. ``cosine`` is the least allowed, ``argmax`` the least share of equal decisions (0 to 1)."""
+
+    name: str
+    atol: float | None
+    rtol: float | None
+    cosine: float
+    argmax: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Tolerance("fp32", atol=1e-4, rtol=1e-3, cosine=0.9999, argmax=1.0),
+            # Encoder-decoder and audio models: deeper sums, larger activations.
+            Tolerance("fp32-wide", atol=1e-3, rtol=1e-3, cosine=0.9999, argmax=1.0),
+            Tolerance("fp16", atol=None, rtol=None, cosine=0.999, argmax=0.995),
+            Tolerance("bf16", atol=None, rtol=None, cosine=0.995, argmax=0.99),
+            Tolerance("int8", atol=None, rtol=None, cosine=0.98, argmax=0.97),
+        )
+    }
+)
+
+
+def tolerance_named(name: str) -> Tolerance:
+    """The row called ``name``.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in TOLERANCES:
+        raise UsageError(
+            f"no tolerance is called {name!r}",
+            field="tolerance",
+            expected=", ".join(TOLERANCES),
+            got=repr(name),
+        )
+    return TOLERANCES[name]
