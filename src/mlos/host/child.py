@@ -43,7 +43,7 @@ _PASSED_ON = frozenset(
 """What a child inherits of the environment, with ``LC_*``; tokens, proxies and settings are not among it."""
 _PR_SET_PDEATHSIG = 1
 _MAX_LINE = 64 << 20
-_TAIL_BYTES, _TAIL_LINES = 16 << 10, 12
+_TAIL_BYTES, _TAIL_LINES, _MAX_WORDS = 16 << 10, 12, 300
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -187,9 +187,10 @@ class _Exchange:
     def _result(self, status: int) -> dict[str, Any]:
         answer = self._answer or {}
         if "error" in answer:
-            raise MlosError.from_dict(answer["error"])
+            said = answer["error"].items()
+            raise MlosError.from_dict({k: _harmless(v) for k, v in said if isinstance(v, str)})
         if "failure" in answer:
-            raise self._failed(f"failed: {answer['failure']}", short_of=answer.get("short_of"))
+            raise self._failed(f"failed: {_harmless(answer['failure'])}", short_of=answer.get("short_of"))
         if status == -signal.SIGXCPU:
             raise DeadlineError(
                 f"{self._module} used up its {self._policy.cpu_seconds} s of processor time",
@@ -249,11 +250,16 @@ class _Exchange:
         return WorkerError(f"{self._module} {what}", hint=self._last_words())
 
     def _last_words(self) -> str | None:
-        """The end of the child's stderr, made harmless to a terminal."""
-        text = self._tail.decode(errors="replace")
-        lines = ["".join(c if c.isprintable() else "?" for c in line)[:300] for line in text.splitlines()]
+        """The end of the child's stderr."""
+        text = _harmless(self._tail.decode(errors="replace"))
+        lines = [line[:_MAX_WORDS] for line in text.splitlines()]
         lines = [line for line in lines if line.strip()][-_TAIL_LINES:]
         return "it wrote last:\n" + "\n".join(lines) if lines else None
+
+
+def _harmless(text: str) -> str:
+    """A child's words without what could steer the terminal they are shown on."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 _MEMORY, _FILE_SIZE, _DISK = "memory", "file size", "disk"

@@ -27,7 +27,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @dataclass(frozen=True)
 class Policy:
-    """What a confined process may still do. Network and starting programs are never among it.
+    """What a confined process may still do.
+
+    Never among it: network, starting processes, and changing modes, owners or attributes of files, its own ones
+    included (``shutil.copy`` does, ``shutil.copyfile`` does not).
 
     ``read`` and ``write`` are folders or files that exist. ``memory_bytes`` bounds the private memory
     (RLIMIT_DATA: heaps, stacks, anonymous mappings; mapped files are not in it), ``cpu_seconds`` the processor
@@ -120,7 +123,9 @@ def _limit(policy: Policy) -> None:
         if value is not None:
             hard = resource.getrlimit(kind)[1]
             bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bounded, bounded))
+            # At the soft limit of time comes SIGXCPU, which says why; at the hard one SIGKILL, a second later.
+            later = 1 if kind == resource.RLIMIT_CPU and bounded != hard else 0
+            resource.setrlimit(kind, (bounded, bounded + later))
 
 
 def _system_paths() -> Iterator[Path]:
