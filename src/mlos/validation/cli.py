@@ -1,0 +1,171 @@
+"""``mlos``: validate models, and draw the report of what was found."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NoReturn, cast, get_args
+
+import typer
+from rich.table import Table
+
+from mlos import __version__, console
+from mlos.catalogue import catalogue
+from mlos.console import Console, OutputFormat, ProgressMode
+from mlos.errors import MlosError, ParityError, UsageError
+from mlos.host import environment
+from mlos.settings import Settings
+from mlos.validation import report as reporting
+from mlos.validation import results, runner
+from mlos.validation.plan import SETS, PlannedModel, WeightsChoice, plan
+
+app = typer.Typer(
+    help="Prove that models work: packaged, served and checked against their own framework.",
+    epilog="Exit status: 0 all passed, 1 a gate failed, 2 usage, 3 not found, 5 parity failed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_console = Console()
+
+Output = Annotated[OutputFormat, typer.Option("--output", help="How results are written to stdout.")]
+Progress = Annotated[ProgressMode, typer.Option("--progress", help="How progress is written to stderr.")]
+
+
+def main() -> NoReturn:
+    """The program ``mlos``."""
+    console.run(app, lambda: _console)
+
+
+def _speak(output: OutputFormat, progress: ProgressMode) -> Console:
+    global _console
+    _console = Console(output, progress)
+    return _console
+
+
+@app.command()
+def validate(
+    models: Annotated[str, typer.Option(help="Short names of the catalogue, with commas between.")] = "",
+    model: Annotated[list[str] | None, typer.Option(help="A full reference; repeatable.")] = None,
+    set_name: Annotated[str, typer.Option("--set", help=f"One of {', '.join(SETS)}.")] = "default",
+    weights: Annotated[str, typer.Option(help="auto, hub, seeded or trained.")] = "auto",
+    tier: Annotated[str, typer.Option(help="How long is measured; smoke is all there is yet.")] = "smoke",
+    seed: Annotated[int | None, typer.Option(help="Seed of the load; drawn if absent.")] = None,
+    results_folder: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    output: Output = OutputFormat.HUMAN,
+    progress: Progress = ProgressMode.AUTO,
+) -> None:
+    """Install, load, check parity through HTTP and smoke-test models; write results and the report."""
+    speak = _speak(output, progress)
+    if weights not in get_args(WeightsChoice):
+        raise UsageError(
+            f"unknown weights {weights!r}", field="weights", expected=", ".join(get_args(WeightsChoice))
+        )
+    if tier != "smoke":
+        raise UsageError(
+            f"the tier {tier!r} is not there yet", field="tier", expected="smoke", hint="leave --tier out"
+        )
+    planned = plan(
+        catalogue(),
+        models=[name for name in models.split(",") if name],
+        references=model or (),
+        set_name=set_name,
+        weights=cast("WeightsChoice", weights),
+    )
+    if dry_run:
+        speak.result([one.as_dict() for one in planned], lambda: _plan_table(planned))
+        return
+    run = _run(planned, seed if seed is not None else random.SystemRandom().randrange(2**31), speak)
+    path = run.save(results_folder)
+    page = reporting.write(results.read_runs([results_folder]), results_folder / "index.html")
+    speak.result(
+        run.model_dump(mode="json", exclude={"rows": {"__all__": {"latency": {"samples_ms", "server_ms"}}}}),
+        lambda: _table(run),
+        brief=[f"{row.name} {row.status}" for row in run.rows],
+    )
+    counts = ", ".join(f"{run.count(status)} {status}" for status in get_args(results.Status))
+    speak.note(f"{counts}\nresults: {path}\nreport:  {page}")
+    _require(run)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Result files or folders of them.")] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("site/index.html"),
+    output: Output = OutputFormat.HUMAN,
+) -> None:
+    """Draw a self-contained page from results."""
+    speak = _speak(output, ProgressMode.AUTO)
+    page = reporting.write(results.read_runs(paths or [Path("results")]), out)
+    speak.result({"page": str(page)}, lambda: str(page), brief=[str(page)])
+
+
+def _run(planned: tuple[PlannedModel, ...], seed: int, speak: Console) -> results.Run:
+    started = datetime.now(UTC)
+    host = environment.record()
+    rows = []
+    for one in planned:
+        speak.note(f"{one.name}: {one.reference} ({one.weights_reason})")
+        row = runner.validate(one, Settings(), seed, speak)
+        speak.note(f"{one.name}: {row.status}" + (f": {row.reason}" if row.reason else ""))
+        rows.append(row)
+    return results.Run(
+        run=started.strftime("%Y%m%dT%H%M%SZ"),
+        started=started,
+        finished=datetime.now(UTC),
+        command=shlex.join(["mlos", *sys.argv[1:]]),
+        tier="smoke",
+        seed=seed,
+        environment=host.model_dump(mode="json") | {"id": host.id},
+        versions={"mlos": __version__, **host.versions},
+        rows=tuple(rows),
+    )
+
+
+def _require(run: results.Run) -> None:
+    if run.parity_failed:
+        raise ParityError("an answer differs from the framework's", hint="see the report")
+    if run.count("failed"):
+        raise MlosError(f"{run.count('failed')} of {len(run.rows)} models failed a gate", hint="see the report")
+
+
+def _plan_table(planned: tuple[PlannedModel, ...]) -> Table:
+    table = Table("model", "reference", "task", "weights", box=None)
+    for one in planned:
+        table.add_row(one.name, one.reference, one.task, one.weights_reason)
+    return table
+
+
+def _table(run: results.Run) -> Table:
+    table = Table(title=f"{run.tier} tier: pass or fail, no performance claim", title_justify="left", box=None)
+    for column in ("model", "weights", "task", "format", "engine", "parity error / tolerance"):
+        table.add_column(column)
+    for column in ("p50 ms", "install s", "load s", "memory MB", "status"):
+        table.add_column(column, justify="right")
+    for row in run.rows:
+        worst = row.parity.worst if row.parity else None
+        latency, memory = row.latency, row.memory_bytes
+        table.add_row(
+            row.name,
+            row.weights or "-",
+            ", ".join(row.tasks) or "-",
+            row.format or "-",
+            row.engine or "-",
+            f"{worst.max_abs_error:.2g} / {worst.atol:g} ({worst.tolerance})" if worst and worst.atol else "-",
+            f"{latency.p50_ms:.2f}" if latency and latency.p50_ms is not None else "n/a",
+            _install_seconds(row),
+            f"{row.load.ready_seconds:.1f}" if row.load else "-",
+            f"{memory / 1e6:.0f}" if memory else "-",
+            f"[{'green' if row.status == 'passed' else 'red'}]{row.status}[/]",
+        )
+    return table
+
+
+def _install_seconds(row: results.Row) -> str:
+    if row.install is None:
+        return "-"
+    return "cached" if row.install.cached else f"{row.install.total_seconds:.1f}"

@@ -1,0 +1,328 @@
+"""The result of a validation run: one versioned JSON file, from which every page and number is drawn.
+
+Times are in the unit their name says; raw samples are kept whole, so that anyone can compute anew. What is
+derived from them (percentiles, the stage sum) is stored for readers and checked against them when read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlos.errors import NotFoundError, RefusedError
+from mlos.model import ParityMeasure, Weights
+from mlos.validation import stats
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Status: TypeAlias = Literal["passed", "failed", "not run"]
+Tier: TypeAlias = Literal["smoke", "release", "record"]
+
+CLAIMS: dict[Tier, str] = {
+    "smoke": "smoke: no claim",
+    "release": "numbers with intervals",
+    "record": "comparable across releases",
+}
+"""What may be said of a tier's numbers; shown beside them."""
+PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+STEAL_LIMIT = 0.01
+"""Share of the timed window's processor time that the hypervisor may take before the window is flagged."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Gate(_Frozen):
+    """One thing a model must do to pass. ``detail`` says what was seen, or why it failed."""
+
+    name: Literal["install", "load", "parity", "results", "traffic", "stages", "shutdown"]
+    status: Status
+    detail: str = ""
+
+
+class Install(_Frozen):
+    """How the package came about. ``seconds`` are those of the install that made it, by stage.
+
+    A cached install did none of them in this run; its ``total_seconds`` is what looking it up took.
+    """
+
+    cached: bool
+    seconds: dict[str, float]
+    total_seconds: float
+    size_bytes: int | None = None
+
+
+class Load(_Frozen):
+    """How long the model took to be ready: in its worker, and from the server's start to its readiness."""
+
+    condition: str = "first load, page cache as it was"
+    worker_seconds: float | None
+    ready_seconds: float
+
+
+class CaseParity(_Frozen):
+    """One golden case, asked through the server: the error of each output."""
+
+    case: str
+    measures: tuple[ParityMeasure, ...]
+
+
+class Parity(_Frozen):
+    """The model's outputs against its framework's: worst over cases at install and over HTTP, and by case."""
+
+    tolerance: str
+    framework: dict[str, str] = {}
+    at_install: tuple[ParityMeasure, ...] = ()
+    over_http: tuple[ParityMeasure, ...] = ()
+    cases: tuple[CaseParity, ...] = ()
+
+    @property
+    def worst(self) -> ParityMeasure | None:
+        """The measure nearest to its tolerance, or furthest beyond it; over HTTP where that was measured."""
+        measures = self.over_http or self.at_install
+        return max(measures, key=lambda m: (not m.passed, _finite(m.worst_ratio)), default=None)
+
+
+class ResultCheck(_Frozen):
+    """One golden case, asked as a person would: whether the task's result is the framework's."""
+
+    case: str
+    task: str
+    passed: bool
+    detail: str = ""
+
+
+class Window(_Frozen):
+    """One warm-up window: requests, throughput in requests per second, and 90th percentile in ms."""
+
+    n: int
+    throughput: float
+    p90_ms: float
+
+
+class Latency(_Frozen):
+    """One load run. ``samples_ms`` are the client's end-to-end times in order, ``server_ms`` the sums of the
+    stages that the server reported for the same requests; ``stages_ms`` are the medians of those stages.
+    """
+
+    scenario: Literal["SingleStream"] = "SingleStream"
+    seconds: float
+    samples_ms: tuple[float, ...] = Field(min_length=1)
+    server_ms: tuple[float, ...]
+    n: int
+    p50_ms: float | None
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    stages_ms: dict[str, float]
+    client_median_ms: float
+    server_median_ms: float
+    excess_ms: float
+    excess_allowed_ms: float
+    warmup: tuple[Window, ...]
+    stable: bool
+    errors: int = 0
+    first_error: str | None = None
+    checked: int
+    """Answers of the load itself that were compared with the golden record."""
+    steal_share: float
+    """Share of the window's processor time taken by the hypervisor."""
+
+    @classmethod
+    def measured(cls, samples_ms: Iterable[float], server_ms: Iterable[float], **rest: Any) -> Latency:
+        """A latency record whose derived numbers are computed from the samples."""
+        samples = tuple(round(sample, 4) for sample in samples_ms)
+        sums = tuple(round(sample, 4) for sample in server_ms)
+        return cls(samples_ms=samples, server_ms=sums, **_derived(samples, sums), **rest)
+
+    @model_validator(mode="after")
+    def _agrees_with_samples(self) -> Latency:
+        if len(self.server_ms) != len(self.samples_ms):
+            raise ValueError("server_ms and samples_ms differ in length")
+        for name, value in _derived(self.samples_ms, self.server_ms).items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}, the samples say {value}")
+        return self
+
+    @property
+    def stages_account_for_time(self) -> bool:
+        """Whether the client waited for nothing but what the server's stages explain."""
+        return self.excess_ms <= self.excess_allowed_ms
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Why these numbers should not be compared with others; empty where nothing speaks against it."""
+        found = [] if self.stable else ["UNSTABLE: warm-up windows did not agree within 10 %"]
+        if self.steal_share > STEAL_LIMIT:
+            found.append(f"steal {self.steal_share:.1%} of processor time, above {STEAL_LIMIT:.0%}")
+        return tuple(found)
+
+
+class Row(_Frozen):
+    """What was found of one model in one format, engine, precision and mode."""
+
+    name: str
+    requested: str
+    reference: str | None = None
+    digest: str | None = None
+    weights: Weights | None = None
+    weights_reason: str = ""
+    licence: str | None = None
+    tasks: tuple[str, ...] = ()
+    format: str | None = None
+    engine: str | None = None
+    precision: str | None = None
+    mode: str | None = None
+    status: Status
+    reason: str | None = None
+    gates: tuple[Gate, ...] = ()
+    install: Install | None = None
+    load: Load | None = None
+    parity: Parity | None = None
+    results: tuple[ResultCheck, ...] = ()
+    latency: Latency | None = None
+    memory_bytes: int | None = None
+    commands: dict[str, str] = {}
+    """What to type to see it again: ``all`` for the row, ``install`` and ``serve`` for its steps."""
+
+
+class Run(_Frozen):
+    """One run of ``mlos validate``."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    started: datetime
+    finished: datetime
+    command: str
+    tier: Tier
+    seed: int
+    environment: dict[str, Any]
+    """The host's record (:mod:`mlos.host.environment`), kept as it was written: newer hosts say more."""
+    versions: dict[str, str]
+    rows: tuple[Row, ...]
+
+    def count(self, status: Status) -> int:
+        """How many rows have this status."""
+        return sum(row.status == status for row in self.rows)
+
+    @property
+    def parity_failed(self) -> bool:
+        """Whether an answer differed from the framework's, at install or through the server."""
+        return any(gate.status == "failed" and gate.name in ("parity", "results") for gate in self._gates)
+
+    @property
+    def _gates(self) -> list[Gate]:
+        return [gate for row in self.rows for gate in row.gates]
+
+    def to_json(self) -> str:
+        """The run as JSON; a number that is not finite is written as a string, since JSON has none."""
+        return json.dumps(_plain(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
+
+    def save(self, folder: Path) -> Path:
+        """Write the run to ``folder`` under its own name: wholly or not at all."""
+        path = folder / f"{self.run}.json"
+        write_atomically(path, self.to_json())
+        return path
+
+    @classmethod
+    def parse(cls, data: bytes, origin: str) -> Run:
+        """Read a stored run; ``origin`` names it in errors.
+
+        Raises:
+            RefusedError: if it is of a newer schema, or not a run.
+        """
+        try:
+            version = json.loads(data).get("schema_version")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise RefusedError(f"{origin} is not a validation result: {error}") from error
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise RefusedError(
+                f"{origin} has result schema {version}; this MLOS reads up to {SCHEMA_VERSION}",
+                field="schema_version",
+                expected=f"<= {SCHEMA_VERSION}",
+                got=str(version),
+                hint="upgrade MLOS: pip install --upgrade mlos",
+            )
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RefusedError(
+                f"{origin} is not a valid result: {where}: {first['msg']}", field=where
+            ) from error
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs in the files named, and in the ``*.json`` of the folders named; newest first, each once.
+
+    Raises:
+        NotFoundError: if a path is not there, or there is no result at all.
+        RefusedError: if a file is not a result this MLOS can read.
+    """
+    named = list(paths)
+    files: list[Path] = []
+    for path in named:
+        if not path.exists():
+            raise NotFoundError(f"no such result: {path}", hint="run `mlos validate` first")
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    runs = {run.run: run for run in (Run.parse(file.read_bytes(), str(file)) for file in files)}
+    if not runs:
+        where = ", ".join(str(path) for path in named)
+        raise NotFoundError(f"no results in {where}", hint="run `mlos validate` first")
+    return sorted(runs.values(), key=lambda run: run.started, reverse=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _derived(samples: tuple[float, ...], sums: tuple[float, ...]) -> dict[str, Any]:
+    if not samples or len(samples) != len(sums):
+        raise ValueError("as many server times as samples, and at least one")
+    client, server = round(median(samples), 4), round(median(sums), 4)
+    return {
+        "n": len(samples),
+        **{f"p{p:g}_ms": stats.percentile(samples, p) for p in PERCENTILES},
+        "client_median_ms": client,
+        "server_median_ms": server,
+        "excess_ms": round(client - server, 4),
+        "excess_allowed_ms": round(stats.stage_allowance(server), 4),
+    }
+
+
+def _finite(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
