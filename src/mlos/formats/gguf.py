@@ -98,7 +98,8 @@ class _Verifier:
         for _ in range(pair_count):
             key = self._text("a metadata key", MAX_KEY)
             if key in metadata or not key:
-                raise self.source.corrupt("a metadata key is wrong", "each key once", f"{quoted(key)} again")
+                problem = "a metadata key stands twice" if key else "a metadata key is empty"
+                raise self.source.corrupt(problem, "each key once, none empty", quoted(key))
             kind = self._u32(f"the type of {quoted(key)}")
             if key == _ALIGNMENT and kind != 4:
                 raise self.source.corrupt(f"{_ALIGNMENT} is wrong", "a uint32", self._kind(kind, key))

@@ -19,8 +19,8 @@ from mlos.formats.source import Source
 
 MAX_DEPTH = 100
 """Messages within messages; the native parsers' own limit."""
-MAX_FIELDS = 4_000_000
-"""Fields looked at in one file: seconds of work. The graphs of the largest published models have a tenth."""
+MAX_FIELDS = 2_000_000
+"""Fields looked at in one file: seconds of work, and graphs of a hundred thousand nodes."""
 MAX_TEXT = 1 << 20
 """Bytes of one text."""
 MAX_TEXTS = 1 << 27

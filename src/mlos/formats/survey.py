@@ -66,21 +66,19 @@ def survey(folder: Path) -> Survey:
     if chosen is None:
         raise _nothing(folder, formats, links)
     kept = tuple(path for path in files if formats.get(path) == chosen)
-    summaries: list[Summary] = []
-    shards: dict[Path, frozenset[str]] = {}
-    for path in kept:
-        if chosen == "safetensors":
-            header = safetensors.read(folder / path, _name(path))
-            shards[path] = frozenset(header.tensors)
-            summaries.append(header.summary())
-        else:
-            summaries.append(verify(folder / path, _name(path)))
-    if chosen == "safetensors":
-        for path in files:
-            if path.name.endswith(_INDEX):
-                _check_index(folder, path, shards)
-    ignored = tuple(sorted([*(path for path in formats if formats[path] != chosen), *links]))
-    return Survey(chosen, kept, tuple(summaries), ignored)
+    summaries = tuple(verify(folder / path, _name(path)) for path in kept)
+    indexes = [path for path in files if path.name.endswith(_INDEX)] if chosen == "safetensors" else []
+    if indexes:
+        shards = {path: frozenset(safetensors.read(folder / path).tensors) for path in kept}
+        for path in indexes:
+            _check_index(folder, path, shards)
+    beside = {
+        path.parent / name
+        for path, summary in zip(kept, summaries, strict=True)
+        for name in summary.external_files
+    }
+    others = (path for path in formats if formats[path] != chosen and path not in beside)
+    return Survey(chosen, kept, summaries, tuple(sorted([*others, *links])))
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
