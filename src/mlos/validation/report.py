@@ -28,7 +28,7 @@ _INSTALL_STAGES = ("download", "verify", "convert", "parity", "package")
 WEIGHTS = {
     "hub": "published weights, from the hub",
     "trained": "trained weights, carried by a Python package",
-    "seeded": "the published architecture, random weights from a seed: parity and speed count, quality does not",
+    "seeded": "the published architecture, random weights from a seed: parity and speed count, quality not",
     "local": "a user's own file",
 }
 
