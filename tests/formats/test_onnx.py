@@ -168,7 +168,9 @@ BAD_TENSORS: dict[str, tuple[onnx.TensorProto, str]] = {
 }
 
 
-@pytest.mark.parametrize("place", ["initializer", "attribute", "subgraph", "function", "sparse", "training"])
+@pytest.mark.parametrize(
+    "place", ["initializer", "attribute", "subgraph", "function", "default", "sparse", "training"]
+)
 @pytest.mark.parametrize("case", BAD_TENSORS)
 def test_a_wrong_tensor_is_found_wherever_it_is(refusal: Refusal, place: str, case: str) -> None:
     wrong, said = BAD_TENSORS[case]
@@ -189,9 +191,12 @@ def holding(held: onnx.TensorProto, place: str) -> onnx.ModelProto:
             nodes=[helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph), loop]
         )
     model = model_of()
-    if place == "function":
+    if place in ("function", "default"):
         opsets = [helper.make_opsetid("", 18)]
         model.functions.append(helper.make_function("local", "F", [], ["c"], [constant], opsets))
+        if place == "default":
+            model.functions[0].ClearField("node")
+            model.functions[0].attribute_proto.append(helper.make_attribute("a", held))
     elif place == "sparse":
         indices = numpy_helper.from_array(np.arange(2), "")
         model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=held, indices=indices, dims=[9]))

@@ -111,7 +111,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "product above 2^63": (file_of({"a": tensor("U8", [1 << 40, 1 << 40], 0, 1)}, b"1"), "overflows"),
     "product that wraps to 4": (file_of({"a": tensor("F32", [1 << 62, 4, 1], 0, 4)}, bytes(4)), "overflows"),
     "product that hides behind a zero": (
-        file_of({"a": tensor("U8", [1 << 40, 1 << 40, 0], 0, 0)}),
+        file_of({"a": tensor("U8", [0, 1 << 40, 1 << 40], 0, 0)}),
         "overflows",
     ),
     "half a byte": (file_of({"a": tensor("F4", [3], 0, 2)}, bytes(2)), "wrong size"),
