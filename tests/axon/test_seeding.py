@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from mlos.axon.seeding import child, recipe_digest, seed
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console, ProgressMode
 from mlos.errors import MissingExtraError, MlosError, NotFoundError
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 BERT = catalogue().entries["bert"]
 
@@ -69,9 +68,10 @@ def test_the_tokenizer_has_berts_length_and_no_padding_of_its_own(tiny: Path) ->
 def test_the_seeded_model_is_alive(tiny: Path) -> None:
     """Different texts get different answers, far above the tolerance; attention prefers some positions."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
-    model, loading = transformers.BertForMaskedLM.from_pretrained(
+    loaded: Any = transformers.BertForMaskedLM.from_pretrained(
         tiny, attn_implementation="eager", output_loading_info=True
     )
+    model, loading = loaded
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
     texts = ["The capital of France is [MASK].", "After the storm, the [MASK] left.", "Yes [MASK] no."]
