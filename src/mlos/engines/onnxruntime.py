@@ -1,0 +1,134 @@
+"""ONNX Runtime on the CPU: one session, a fixed number of threads, none of which spins between runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from numpy.typing import NDArray
+
+from mlos.engines.inputs import check_inputs, check_outputs
+from mlos.errors import InvalidInputError, MissingExtraError, RefusedError, UsageError, WorkerError
+from mlos.model import Artifact, ModelFormat, Tensors
+
+_FATAL = 4
+"""Severity from which the library logs; its errors reach us as exceptions and need no second line."""
+_KERNEL_REFUSED = "Non-zero status code returned while running"
+
+
+class OnnxRuntimeEngine:
+    """An ONNX file in an inference session. Custom operator libraries are never loaded."""
+
+    name: ClassVar[str] = "onnxruntime"
+    formats: ClassVar[frozenset[ModelFormat]] = frozenset({"onnx"})
+
+    def __init__(self, session: Any, artifact: Artifact, version: str) -> None:
+        self._session = session
+        self._artifact = artifact
+        self._version = version
+
+    @classmethod
+    def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
+        """Load the ONNX file of ``artifact`` from ``folder``.
+
+        Raises:
+            MissingExtraError: if ONNX Runtime is not installed.
+            RefusedError: if the file lies outside ``folder``, is not there, cannot be loaded, or takes and
+                gives other tensors than the artifact declares.
+        """
+        try:
+            import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+        except ImportError as error:
+            raise MissingExtraError.of("onnxruntime", "running ONNX models") from error
+        if threads < 1:
+            raise UsageError("an engine needs a thread", field="threads", expected=">= 1", got=str(threads))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _FATAL
+        # Threads that spin after a run slow whatever runs next on the same cores by some 150 ms.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        path = _inside(folder, artifact.path)
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except _library_errors() as error:
+            raise RefusedError(
+                f"ONNX Runtime cannot load {artifact.path}: {_reason(error)}", field=artifact.path
+            ) from error
+        for what, declared, found in (
+            ("takes", artifact.inputs, session.get_inputs()),
+            ("gives", artifact.outputs, session.get_outputs()),
+        ):
+            expected, got = sorted(spec.name for spec in declared), sorted(node.name for node in found)
+            if expected != got:
+                raise RefusedError(
+                    f"{artifact.path} {what} other tensors than its manifest declares",
+                    field=artifact.path,
+                    expected=", ".join(expected),
+                    got=", ".join(got),
+                )
+        return cls(session, artifact, str(onnxruntime.__version__))
+
+    def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute the outputs named (all if None); only what they need is computed.
+
+        Raises:
+            InvalidInputError: if the tensors are not what the artifact takes.
+            WorkerError: if ONNX Runtime failed for another reason.
+        """
+        import onnxruntime
+
+        check_inputs(self._artifact.inputs, inputs)
+        wanted = [spec.name for spec in self._artifact.outputs] if outputs is None else list(outputs)
+        check_outputs(self._artifact.outputs, wanted)
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        try:
+            answers = self._session.run(wanted, dict(inputs), options)
+        except _library_errors() as error:
+            reason = _reason(error)
+            # A kernel that refuses tensors which passed our own checks refuses a value or a length, such as a
+            # token number beyond the vocabulary or a text beyond the positions; out of memory is our own.
+            if _KERNEL_REFUSED in str(error) and "allocat" not in reason:
+                raise InvalidInputError(
+                    f"the model cannot take these tensors: {reason}", field="inputs"
+                ) from error
+            raise WorkerError(f"ONNX Runtime failed: {reason}") from error
+        return dict(zip(wanted, answers, strict=True))
+
+    @property
+    def version(self) -> str:
+        """Version of ONNX Runtime."""
+        return self._version
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise RefusedError(f"the model file lies outside its package: {relative!r}", field="artifact.path")
+    if not path.is_file():
+        raise RefusedError(f"the package has no file {relative!r}", field="artifact.path")
+    return path
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes have no common base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]  # likewise
+
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _reason(error: Exception) -> str:
+    """The library's message as one line, without its prefix and the paths of the machine that built it."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = text.rpartition("Status Message: ")[2]
+    text = re.sub(r"^/\S*:\d+ .*?\) ", "", text)
+    return text if len(text) <= 300 else text[:300] + "…"

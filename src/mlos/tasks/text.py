@@ -1,0 +1,128 @@
+"""Text to token tensors with the ``tokenizers`` library alone, as the framework's own tokenizer does it.
+
+The package holds ``tokenizer.json`` and ``config.json``. Settings of truncation and padding stored in
+``tokenizer.json`` are dropped, as the framework drops them: a text is cut at the task's ``max_length``, several
+texts are padded to the longest of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mlos.errors import RefusedError
+from mlos.model import Manifest
+
+_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""Input tensor to the attribute of an encoding that fills it."""
+
+
+class TextEncoder:
+    """The tokenizer of one package, set up for one task.
+
+    It reads from ``manifest.preprocessing[task]``: ``max_length`` (tokens, special ones included; required),
+    ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, task: str) -> None:
+        self.options: dict[str, Any] = manifest.preprocessing.get(task, {})
+        self._specs = manifest.artifact.inputs
+        unknown = [spec.name for spec in self._specs if spec.name not in _FIELDS]
+        if unknown:
+            raise RefusedError(
+                f"the task {task} cannot fill the model's input '{unknown[0]}'",
+                field=unknown[0],
+                expected=", ".join(_FIELDS),
+                got=unknown[0],
+            )
+        max_length = self.options.get("max_length")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise RefusedError(
+                f"the package says no max_length for the task {task}",
+                field=f"preprocessing.{task}.max_length",
+                expected="a number of tokens",
+                got=repr(max_length),
+            )
+        self.tokenizer = _load(folder / "tokenizer.json")
+        self.pad_id = self._pad_id(folder)
+        self.tokenizer.enable_truncation(max_length)
+        self.tokenizer.enable_padding(
+            pad_id=self.pad_id, pad_token=self.tokenizer.id_to_token(self.pad_id) or ""
+        )
+
+    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The model's inputs for ``texts``: each of shape (texts, tokens of the longest)."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts))
+        return {
+            spec.name: np.array(
+                [getattr(encoding, _FIELDS[spec.name]) for encoding in encodings], dtype=spec.numpy_dtype
+            )
+            for spec in self._specs
+        }
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of ``tokens``, cleaned up where the package's ``clean_up_tokenization_spaces`` says so."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        return _clean_up(text) if self.options.get("clean_up_tokenization_spaces") else text
+
+    def token_id(self, token: str) -> int:
+        """Number of ``token``.
+
+        Raises:
+            RefusedError: if the vocabulary lacks it.
+        """
+        number: int | None = self.tokenizer.token_to_id(token)
+        if number is None:
+            raise RefusedError(f"the package's tokenizer has no token {token!r}", field="tokenizer.json")
+        return number
+
+    def _pad_id(self, folder: Path) -> int:
+        token = self.options.get("pad_token")
+        if token is not None:
+            return self.token_id(token)
+        path = folder / "config.json"
+        try:
+            number = json.loads(path.read_bytes()).get("pad_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise RefusedError(
+                f"the package has no readable config.json: {error}", field="config.json"
+            ) from error
+        if not isinstance(number, int):
+            raise RefusedError(
+                "the package names no padding token",
+                field="pad_token_id",
+                expected="a number",
+                got=repr(number),
+            )
+        return number
+
+
+def _load(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself, for a missing file as for a bad one
+        raise RefusedError(f"the package has no readable tokenizer.json: {error}", field=path.name) from error
+
+
+def _clean_up(text: str) -> str:
+    """English spacing, with the replacements of the framework's ``clean_up_tokenization``, in its order."""
+    for spaced, plain in (
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ):
+        text = text.replace(spaced, plain)
+    return text
