@@ -7,6 +7,7 @@ formats' insides, of conversion or of packages.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,6 +72,12 @@ class Source(Protocol):
     def fetch(self, resolution: Resolution, destination: Path, store: Store, console: Console) -> None:
         """Bring every file of ``resolution`` into ``destination``, its hash checked before it has its name."""
         ...
+
+
+def offline() -> bool:
+    """Whether the hub client's environment variables forbid the network, read now."""
+    named = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return named.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def source_of(reference: Reference) -> Source:

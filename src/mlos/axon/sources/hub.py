@@ -21,19 +21,13 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but no __all__
 
 from mlos import __version__
-from mlos.axon.sources import Resolution, SourceFile
+from mlos.axon.sources import Resolution, SourceFile, offline
 from mlos.axon.sources.download import Patience, TransientError, download, is_transient, persist, retry_after
 from mlos.axon.sources.selection import select
 from mlos.console import Console
 from mlos.errors import AuthenticationError, CorruptError, HubError, MlosError, NotFoundError, UsageError
 from mlos.model import Reference
 from mlos.store import Store
-
-
-def offline() -> bool:
-    """Whether the hub client's variables forbid the network, read now."""
-    named = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return constants.is_offline_mode() or named.upper() in constants.ENV_VARS_TRUE_VALUES
 
 
 class HubSource:
@@ -104,8 +98,7 @@ class HubSource:
         revision = None if reference.wants_latest else reference.revision
         if offline():
             raise HubError(
-                f"{reference} is not installed, and the hub is not asked: HF_HUB_OFFLINE is set",
-                hint="unset HF_HUB_OFFLINE, or install what is here: axon install seeded/NAMESPACE/NAME",
+                f"the hub is not asked for {reference}: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE"
             )
         try:
             return HfApi(endpoint=_endpoint(), library_name="mlos", library_version=__version__).model_info(

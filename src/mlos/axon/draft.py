@@ -1,0 +1,178 @@
+"""From a verified repository folder to the files of a package and the manifest that describes them.
+
+SafeTensors are converted; ONNX and GGUF files are taken as they are, served as tensors, with no framework that
+answers for them. What is not listed in the draft is left behind: the source's weights after a conversion, and
+whatever nobody asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlos import __version__
+from mlos.axon.convert import convert
+from mlos.axon.sources import Resolution
+from mlos.axon.sources.digests import sha256_of
+from mlos.axon.sources.selection import is_document
+from mlos.catalogue import Entry
+from mlos.console import Console
+from mlos.errors import RefusedError
+from mlos.formats import Summary, Survey
+from mlos.model import Artifact, FileEntry, FileRole, Manifest, ModelFormat
+
+_PRECISIONS = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "DOUBLE": "fp64",
+    "F32": "fp32",
+    "F16": "fp16",
+}
+_TOKENIZER = re.compile(
+    r"(?:tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json|.*\.model)"
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a model before its files are looked at."""
+
+    name: str
+    resolution: Resolution
+    entry: Entry | None
+
+    @property
+    def licence(self) -> str | None:
+        """The weights' licence: for a known model its entry's, unless a hub declares one, which is newer."""
+        if self.entry is not None and (self.resolution.weights != "hub" or self.resolution.licence is None):
+            return self.entry.licence
+        return self.resolution.licence
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The files of a package, in their folder, and all that the manifest says but hashes and parity."""
+
+    source_format: ModelFormat
+    artifact: Artifact
+    tasks: tuple[str, ...]
+    parameters: int
+    roles: Mapping[str, FileRole]
+    architecture: str | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    tools: Mapping[str, str] | None = None
+
+    def manifest(self, origin: Origin, folder: Path) -> Manifest:
+        """The manifest, without parity; hashes every file in ``folder``."""
+        golden = {path.partition("/")[0] for path, role in self.roles.items() if role == "golden"}
+        return Manifest(
+            name=origin.name,
+            reference=str(origin.resolution.reference),
+            commit=origin.resolution.commit,
+            weights=origin.resolution.weights,
+            licence=origin.licence,
+            architecture=self.architecture,
+            parameters=self.parameters,
+            source_format=self.source_format,
+            tasks=self.tasks,
+            artifact=self.artifact,
+            preprocessing=dict(self.preprocessing or {}),
+            golden=min(golden, default=None),
+            files=tuple(
+                FileEntry(
+                    path=path,
+                    size=(folder / path).stat().st_size,
+                    sha256=sha256_of(folder / path),
+                    role=role,
+                )
+                for path, role in sorted(self.roles.items())
+            ),
+            tools={**(self.tools or {}), "mlos": __version__},
+        )
+
+
+def convert_to_draft(origin: Origin, source: Path, folder: Path, console: Console) -> Draft:
+    """Convert the SafeTensors repository ``source`` into ``folder``; its documents come along."""
+    entry = origin.entry
+    requests = [(case.name, case.request) for case in entry.golden] if entry is not None else []
+    made = convert(source, folder, requests, entry.tasks if entry is not None else None, console)
+    documents: dict[str, FileRole] = {path: "document" for path in _relative(source) if is_document(path)}
+    _move(source, documents, folder)
+    return Draft(
+        source_format="safetensors",
+        artifact=made.artifact,
+        tasks=made.tasks,
+        parameters=made.parameters,
+        roles={**dict(made.files), **documents},
+        architecture=made.architecture,
+        preprocessing=made.preprocessing,
+        tools=made.tools,
+    )
+
+
+def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) -> Draft:
+    """Take the one ONNX or GGUF file of ``source``, and what belongs to it, into ``folder``.
+
+    Raises:
+        RefusedError: if there are several.
+    """
+    if len(survey.files) != 1:
+        raise RefusedError(
+            f"{origin.resolution.reference.at(None)} holds {len(survey.files)} {survey.format} models",
+            expected="one",
+            got=", ".join(str(path) for path in survey.files[:4]),
+        )
+    model, summary = survey.files[0].as_posix(), survey.summaries[0]
+    left = {path.as_posix() for path in survey.ignored}
+    roles = {path: _role(path, model) for path in _relative(source) if path not in left}
+    _move(source, roles, folder)
+    architecture = summary.metadata.get("general.architecture")
+    return Draft(
+        source_format=survey.format,
+        artifact=Artifact(
+            format=survey.format,
+            precision=_precision(summary),
+            path=model,
+            inputs=summary.inputs,
+            outputs=summary.outputs,
+        ),
+        tasks=("tensors",),
+        parameters=summary.parameters,
+        roles=roles,
+        architecture=architecture if isinstance(architecture, str) else None,
+    )
+
+
+def _precision(summary: Summary) -> str:
+    """The element type that most parameters have, by the name used here, else as the format writes it."""
+    if not summary.element_types:
+        return "fp32"
+    most = max(summary.element_types, key=lambda kind: (summary.element_types[kind], kind))
+    return _PRECISIONS.get(most, most.lower())
+
+
+def _role(path: str, model: str) -> FileRole:
+    name = path.rpartition("/")[2]
+    if path == model:
+        return "graph"
+    if is_document(path):
+        return "document"
+    if _TOKENIZER.fullmatch(name):
+        return "tokenizer"
+    return "config" if name.endswith((".json", ".jinja")) else "weights"
+
+
+def _relative(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _move(source: Path, paths: Iterable[str], folder: Path) -> None:
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source / path, target)

@@ -1,0 +1,205 @@
+"""From a reference to an installed package: resolve, download, verify, convert, prove, package.
+
+Nothing is visible before the last step, which is atomic; a kill before it leaves only resumable downloads and a
+staging folder that the next install reclaims. Installs of the same reference wait for each other, and all but
+the first find it done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlos import __version__, formats
+from mlos.axon.draft import Origin, convert_to_draft, take_as_draft
+from mlos.axon.prove import prove
+from mlos.axon.sources import Source, offline, source_of
+from mlos.axon.sources.lookalike import lookalike
+from mlos.catalogue import Entry, catalogue
+from mlos.console import Console
+from mlos.errors import HubError
+from mlos.model import Manifest, Reference
+from mlos.settings import Settings
+from mlos.store import InstallRecord, Package, Store
+
+STAGES = ("download", "verify", "convert", "parity", "package")
+_CONVERTED = 3
+"""Bytes of room per byte of SafeTensors, beside the download: from fp16 to fp32 they double, and the exporter
+keeps a copy while it works."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The package; whether it was there already, sound; seconds per stage of the install that made it."""
+
+    package: Package
+    cached: bool
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an install would do. ``bytes_needed`` are needed on the store's disk, at most, while it runs."""
+
+    origin: Origin
+    bytes_needed: int
+    installed: Package | None
+
+
+@dataclass
+class _Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds[name] + time.monotonic() - started, 3)
+
+
+def install(text: str, settings: Settings, console: Console, *, network: bool = True) -> Installed:
+    """Install what ``text`` names: a short name of the catalogue, or a reference.
+
+    A package of the same reference and commit is verified and, if sound, kept; if not, it is made again, which
+    repairs it. Without ``network``, a sound package of whatever commit serves for ``@latest``.
+
+    Raises:
+        MlosError: of every kind that the stages raise; what was installed before is as it was.
+    """
+    store = Store(settings.store)
+    reference, entry = _named(text, console)
+    source = source_of(reference)
+    severed = source.remote and (offline() or not network)
+    known = _installed(store, reference, any_commit=severed)
+    if known is not None and _sound(store, known, console):
+        return Installed(known, cached=True, seconds=known.record.seconds)
+    if severed:
+        raise HubError(
+            f"{reference} is not installed, and the network is not to be used",
+            hint="allow the network, or install what needs none: axon install seeded/NAMESPACE/NAME",
+        )
+    planned = _plan(source, reference, entry, store, console)
+    with _alone(store, planned.origin):
+        known = _installed(store, planned.origin.resolution.reference)
+        if known is not None and _sound(store, known, console):
+            return Installed(known, cached=True, seconds=known.record.seconds)
+        return _make(planned, source, store, console)
+
+
+def plan(text: str, settings: Settings, console: Console, *, network: bool = True) -> Plan:
+    """What :func:`install` would do, without doing it: asks the source, and looks into the store."""
+    store = Store(settings.store)
+    reference, entry = _named(text, console)
+    source = source_of(reference)
+    if source.remote and not network:
+        raise HubError(f"{reference} cannot be looked up: the network is not to be used")
+    return _plan(source, reference, entry, store, console)
+
+
+def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
+    resolved = catalogue().resolve(text)
+    if resolved.note is not None:
+        console.note(resolved.note)
+    if resolved.reference.source == "hf" and resolved.entry is None:
+        known = {
+            Reference.parse(entry.references.hub)
+            for entry in catalogue().entries.values()
+            if entry.references.hub
+        }
+        near = lookalike(resolved.reference.namespace, {reference.namespace for reference in known})
+        if near is not None:
+            console.warn(
+                f"{resolved.reference.namespace} is one letter away from the known publisher {near}: "
+                "check that it is the one you mean"
+            )
+    return resolved.reference, resolved.entry
+
+
+def _plan(source: Source, reference: Reference, entry: Entry | None, store: Store, console: Console) -> Plan:
+    resolution = source.resolve(reference)
+    for warning in resolution.warnings:
+        console.warn(warning)
+    for note in resolution.notes:
+        console.note(note)
+    converted = not resolution.files or any(file.path.endswith(".safetensors") for file in resolution.files)
+    return Plan(
+        Origin(entry.name if entry is not None else _short_name(resolution.reference), resolution, entry),
+        bytes_needed=resolution.size * (1 + _CONVERTED) if converted else resolution.size,
+        installed=_installed(store, resolution.reference),
+    )
+
+
+def _make(planned: Plan, source: Source, store: Store, console: Console) -> Installed:
+    origin, clock = planned.origin, _Clock()
+    store.require_room(planned.bytes_needed)
+    with store.staging(planned.bytes_needed) as arrivals, store.staging() as staging:
+        with clock.stage("download"):
+            source.fetch(origin.resolution, arrivals.folder, store, console)
+        with clock.stage("verify"), console.step("verify"):
+            survey = formats.survey(arrivals.folder)
+        with clock.stage("convert"):
+            if survey.format == "safetensors":
+                draft = convert_to_draft(origin, arrivals.folder, staging.folder, console)
+            else:
+                draft = take_as_draft(origin, arrivals.folder, survey, staging.folder)
+        with clock.stage("package"):
+            manifest = draft.manifest(origin, staging.folder)
+        if manifest.golden is not None:
+            with clock.stage("parity"):
+                measures = prove(staging.folder, manifest, _tolerance(origin.entry, manifest), console)
+                manifest = manifest.model_copy(update={"parity": measures})
+        with clock.stage("package"), console.step("package"):
+            # The record is part of what is committed, so its own time for this stage ends before the commit.
+            record = InstallRecord(
+                installed_at=datetime.now(UTC), seconds=dict(clock.seconds), axon=__version__
+            )
+            package = store.commit(staging, manifest, record)
+    return Installed(package, cached=False, seconds=clock.seconds)
+
+
+def _installed(store: Store, reference: Reference, *, any_commit: bool = False) -> Package | None:
+    """The package of exactly this reference at this commit; or, if so asked, of the newest commit there is."""
+    for package in store.packages():
+        if package.reference == str(reference):
+            return package
+        here = str(reference.at(package.manifest.commit))
+        if any_commit and reference.wants_latest and package.reference == here:
+            return package
+    return None
+
+
+def _sound(store: Store, package: Package, console: Console) -> bool:
+    with console.step(f"check {package.name}"):
+        faults = store.verify(package)
+    for fault in faults:
+        console.note(f"{package.name}: file {fault.path} is {fault.problem}; installing it again")
+    return not faults
+
+
+@contextmanager
+def _alone(store: Store, origin: Origin) -> Iterator[None]:
+    """Wait for other installs of the same reference: the lock of a partial file that is never written."""
+    key = hashlib.sha256(f"install {origin.resolution.reference}".encode()).hexdigest()
+    with store.partial(key):
+        yield
+
+
+def _tolerance(entry: Entry | None, manifest: Manifest) -> str:
+    """The row of the tolerance table: the entry's, else the catalogue's for the first task."""
+    return entry.tolerance if entry is not None else catalogue().defaults[manifest.tasks[0]].tolerance
+
+
+def _short_name(reference: Reference) -> str:
+    """A name for a model outside the catalogue: its repository's, or its file's or folder's."""
+    name = Path(reference.name).stem if reference.name.endswith((".onnx", ".gguf")) else reference.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
