@@ -1,0 +1,72 @@
+"""The gate between a conversion and a package: our own tasks and engine must answer as the framework did.
+
+The work is done by a second confined child, one without the framework: what serves the model later is what is
+proven here, and with nothing else at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mlos.console import Console
+from mlos.errors import ParityError, WorkerError
+from mlos.host.child import run_confined
+from mlos.host.environment import usable_cores
+from mlos.host.sandbox import Policy
+from mlos.model import Manifest, ParityMeasure
+from mlos.parity import require, tolerance_named
+
+_CHILD = "mlos.axon.prove_child"
+_TIMEOUT = 900.0  # seconds; a handful of requests, and the loading of the model
+_GIB = 1 << 30
+_MEASURES = TypeAdapter(tuple[ParityMeasure, ...])
+
+
+def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tuple[ParityMeasure, ...]:
+    """Hold the package that ``draft`` describes, its files in ``folder``, to its golden record.
+
+    For each case of the record the package's own task must be the one that takes the request, make exactly the
+    framework's tensors of it, and make the framework's result of what the engine answers; the engine's outputs
+    are held to the row ``tolerance``. The measures that passed are returned, one per output; none where the
+    draft has no golden record, since no framework answers for such a file.
+
+    Raises:
+        ParityError: naming the case, the place, what was expected and what came; or why the record is vacuous.
+        CorruptError: if the golden record cannot be read.
+        MlosError: if the engine or a task refuses the package, or the child fails.
+    """
+    if draft.golden is None:
+        return ()
+    row = tolerance_named(tolerance)
+    policy = Policy(
+        read=(folder,),
+        # Weights twice (packed for the processor), every case's tensors in double precision, the libraries.
+        memory_bytes=4 * draft.size + 4 * _GIB,
+        file_bytes=0,
+        open_files=256,
+    )
+    request: dict[str, Any] = {
+        "folder": str(folder.absolute()),
+        "manifest": draft.model_dump(mode="json"),
+        "tolerance": row.name,
+        "threads": usable_cores(),
+    }
+    with console.step("parity", unit="cases") as step:
+
+        def show(event: dict[str, Any]) -> None:
+            if "cases" in event:
+                step.expect(float(event["cases"]))
+            step.advance(float(event.get("answered", 0)))
+
+        answer = run_confined(_CHILD, request, policy, timeout=_TIMEOUT, on_event=show)
+    try:
+        measures = _MEASURES.validate_python(answer.get("measures"))
+    except ValidationError as error:
+        raise WorkerError(f"the parity check's answer is malformed: {error.errors()[0]['msg']}") from error
+    if not measures:
+        raise ParityError("parity failed: nothing was compared")
+    require(measures)
+    return measures
