@@ -74,9 +74,16 @@ def test_what_was_made_is_described(package: tuple[Path, Converted]) -> None:
     assert converted.parameters == 2_088_186
     assert converted.tasks == ("fill-mask", "embeddings")
     assert converted.preprocessing == {
-        "fill-mask": {"max_length": 512, "mask_token": "[MASK]"},
-        "embeddings": {"pooling": "mean", "normalize": False, "max_length": 512},
+        "fill-mask": {
+            "max_length": 512,
+            "mask_token": "[MASK]",
+            "pad_token": "[PAD]",
+            "clean_up_tokenization_spaces": False,
+        },
+        "embeddings": {"pooling": "mean", "normalize": False, "max_length": 512, "pad_token": "[PAD]"},
     }
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
     assert {spec.name: spec.shape for spec in converted.artifact.outputs} == {
         "logits": ("batch", "sequence", 30522),
         "last_hidden_state": ("batch", "sequence", 64),
@@ -214,7 +221,9 @@ def test_trained_minilm_embeds_by_meaning(tmp_path: Path) -> None:
     converted = convert(folder, tmp_path, requests_of("minilm"), MINILM.tasks, Console())
     assert converted.architecture == "BertModel"
     assert converted.parameters == MINILM.parameters
-    assert converted.preprocessing == {"embeddings": {"pooling": "mean", "normalize": True, "max_length": 256}}
+    assert converted.preprocessing == {
+        "embeddings": {"pooling": "mean", "normalize": True, "max_length": 256, "pad_token": "[PAD]"}
+    }
     golden = GoldenRecord.load(tmp_path / "golden")
     require(compare_outputs(golden, answers(tmp_path, converted, golden), FP32))
     assert vacuity(golden, FP32) is None

@@ -142,20 +142,11 @@ def load(source: Path) -> Loaded:
 
 
 def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, path: Path) -> None:
-    """Write the tokenizer in its own JSON form, padding to the longest text as the framework is asked to.
+    """Write the tokenizer in its own JSON form, without limits of length and padding.
 
-    How long texts may be stands in the package's preprocessing facts: it differs by task.
+    Those stand in the package's preprocessing facts: they differ by task.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["truncation"] = None
-    state["padding"] = {
-        "strategy": "BatchLongest",
-        "direction": tokenizer.padding_side.capitalize(),
-        "pad_to_multiple_of": None,
-        "pad_id": tokenizer.pad_token_id,
-        "pad_type_id": tokenizer.pad_token_type_id,
-        "pad_token": tokenizer.pad_token,
-    }
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     path.write_text(json.dumps(state, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 

@@ -50,17 +50,16 @@ class Framework:
 
     def preprocessing(self) -> dict[str, Any]:
         """Per task, what makes tensors of a text and a result of tensors."""
+        tokenizer = self._tokenizer
         facts: dict[str, dict[str, Any]] = {
-            "embeddings": {
-                "pooling": "mean",
-                "normalize": self._embedding.normalize,
-                "max_length": self._max_length["embeddings"],
-            },
+            "embeddings": {"pooling": "mean", "normalize": self._embedding.normalize},
             "fill-mask": {
-                "max_length": self._max_length["fill-mask"],
-                "mask_token": self._tokenizer.mask_token,
+                "mask_token": tokenizer.mask_token,
+                "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
             },
         }
+        for task, own in facts.items():
+            own |= {"max_length": self._max_length[task], "pad_token": tokenizer.pad_token}
         return {task: facts[task] for task in self._tasks}
 
     def fit(self, defaults: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
