@@ -18,9 +18,9 @@ _OUTPUT = "last_hidden_state"
 class Embeddings:
     """Sentence embeddings by mean pooling over the attention mask, as sentence-transformers does it.
 
-    It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (``mean``), ``normalize`` (false by
-    default: are vectors scaled to length 1?), and what :class:`~mlos.tasks.text.TextEncoder` reads. The parameter
-    ``normalize`` of a request overrides the package's. One text is answered with
+    It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (only ``mean``), ``normalize`` (are
+    vectors scaled to length 1? default false), and what :class:`~mlos.tasks.text.TextEncoder` reads. The
+    parameter ``normalize`` of a request overrides the package's. One text is answered with
     ``{"embedding": [...], "dimensions": n}``, several with a list of those.
     """
 
