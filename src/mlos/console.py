@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TextIO
 
 import rich.progress
 import typer
@@ -22,6 +22,9 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 from mlos.errors import MlosError
+
+_WIDE = 250
+"""Columns of a table that no terminal bounds."""
 
 
 class OutputFormat(StrEnum):
@@ -60,8 +63,7 @@ class Console:
         self, output: OutputFormat = OutputFormat.HUMAN, progress: ProgressMode = ProgressMode.AUTO
     ) -> None:
         self.output = output
-        self._out = RichConsole(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
-        self._err = RichConsole(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), highlight=False)
+        self._out, self._err = _plain_or_terminal(sys.stdout), _plain_or_terminal(sys.stderr)
         if progress is ProgressMode.AUTO and not self._err.is_terminal:
             progress = ProgressMode.NONE
         self._progress = progress
@@ -121,6 +123,12 @@ class Console:
             amount = f" {event['done']:g}{of} {event['unit']}".rstrip() if event["done"] else ""
             text = f"{event['step']}: {event['event']}{amount} ({event['seconds']:.1f} s)"
         self._err.print(text, markup=False, soft_wrap=True)
+
+
+def _plain_or_terminal(stream: TextIO) -> RichConsole:
+    """A console that fits its terminal, or cuts nothing where it writes to a file or a pipe."""
+    width = None if stream.isatty() else _WIDE
+    return RichConsole(file=stream, soft_wrap=width is not None, width=width, highlight=False)
 
 
 class _SilentStep:
