@@ -150,6 +150,6 @@ def _hub_silence() -> str | None:
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:
         httpx.head(endpoint, timeout=_REACH_SECONDS)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"the hub at {endpoint} does not answer ({type(error).__name__})"
     return None

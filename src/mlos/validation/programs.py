@@ -124,9 +124,10 @@ def serving(reference: str) -> Iterator[Server]:
             url = _listening(process, log)
             _wait_ready(url, process, log)
             ready = time.monotonic() - started
-            models = httpx.get(f"{url}/v1/models", timeout=START_SECONDS).json()["data"]
-            model = next(row for row in models if row["state"] == "READY")
-            yield Server(url, model, ready, process, log)
+            models = _models(url)
+            if not models:
+                raise UnavailableError("mlos_core is ready and lists no model")
+            yield Server(url, models[0], ready, process, log)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -158,19 +159,32 @@ def _wait_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
         if process.poll() is not None:
             raise UnavailableError(f"mlos_core ended: {_last_words(process, log)}")
         try:
-            answer = httpx.get(f"{url}/v2/health/ready", timeout=START_SECONDS)
+            answer = httpx.get(f"{url}/v2/health/ready", timeout=START_SECONDS, trust_env=False)
         except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
         else:
             if answer.status_code == httpx.codes.OK:
                 return
             reason = answer.text
-            states = httpx.get(f"{url}/v1/models", timeout=START_SECONDS).json()["data"]
-            failed = [row for row in states if row["state"] == "FAILED"]
+            failed = [row for row in _models(url) if str(row.get("state")).upper() == "FAILED"]
             if failed:
-                raise UnavailableError(f"{failed[0]['id']} cannot be served: {failed[0]['reason']}")
+                raise UnavailableError(f"{failed[0].get('id')} cannot be served: {failed[0].get('reason')}")
         time.sleep(0.05)  # readiness has no event to wait for over HTTP
     raise UnavailableError(f"mlos_core was not ready after {READY_SECONDS:.0f} s: {reason}")
+
+
+def _models(url: str) -> list[dict[str, Any]]:
+    """The rows of ``GET /v1/models``.
+
+    Raises:
+        UnavailableError: if the server does not answer with such a list.
+    """
+    try:
+        answer = httpx.get(f"{url}/v1/models", timeout=START_SECONDS, trust_env=False)
+        rows = answer.raise_for_status().json()["data"]
+        return [dict(row) for row in rows]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(f"mlos_core does not list its models: {error!r}") from error
 
 
 def _last_words(process: subprocess.Popen[str], log: Path) -> str:

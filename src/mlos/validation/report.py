@@ -91,7 +91,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def stage_parts(latency: Latency) -> list[Part]:
     """The median stages of a request in ms, and the rest: what the client saw beyond them."""
-    parts = {stage: latency.stages_ms.get(stage, 0.0) for stage in _STAGES}
+    parts = {stage: latency.stages_ms.get(stage, 0.0) for stage in _STAGES} | latency.stages_ms
     parts["rest"] = max(latency.client_median_ms - sum(parts.values()), 0.0)
     return _parts(parts)
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from mlos.console import Console
-from mlos.errors import MlosError, ParityError
+from mlos.errors import AuthenticationError, HubError, MissingExtraError, MlosError, NoRoomError, ParityError
 from mlos.model import Tensors
 from mlos.parity import (
     Case,
@@ -35,11 +35,14 @@ from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.validation import load as loading
 from mlos.validation import programs, results
+from mlos.validation.asking import Answer, ask
 from mlos.validation.plan import PlannedModel
 
 _T = TypeVar("_T")
 _REQUEST_SECONDS = 300.0
 _DEFAULT_TOLERANCE = "fp32"
+_NOT_THE_MODELS_FAULT = (HubError, AuthenticationError, NoRoomError, MissingExtraError)
+"""What keeps a model from being validated at all: nothing was found out about the model itself."""
 
 
 class _GateFailed(Exception):  # noqa: N818  (no error: it carries a failed gate out of the row's steps)
@@ -49,18 +52,23 @@ class _GateFailed(Exception):  # noqa: N818  (no error: it carries a failed gate
 class _Row:
     """A row being filled; what is known so far is never lost."""
 
-    def __init__(self, planned: PlannedModel) -> None:
+    def __init__(self, planned: PlannedModel, seed: int) -> None:
+        self._seed = seed
         self.facts: dict[str, Any] = {
             "name": planned.name,
             "requested": planned.reference,
             "weights_reason": planned.weights_reason,
-            "commands": {
-                "all": shlex.join(["mlos", "validate", "--model", planned.reference]),
-                "install": shlex.join(["axon", "install", planned.reference]),
-                "serve": shlex.join(["mlos_core", "--model", planned.reference]),
-            },
         }
+        self.pin(planned.reference)
         self.gates: list[results.Gate] = []
+
+    def pin(self, reference: str) -> None:
+        """Name the commands that show the same again, at this reference."""
+        self.facts["commands"] = {
+            "all": shlex.join(["mlos", "validate", "--model", reference, "--seed", str(self._seed)]),
+            "install": shlex.join(["axon", "install", reference]),
+            "serve": shlex.join(["mlos_core", "--model", reference]),
+        }
 
     def passed(self, name: Any, detail: str) -> None:
         self.gates.append(results.Gate(name=name, status="passed", detail=detail))
@@ -68,36 +76,49 @@ class _Row:
     def failed(self, name: Any, detail: str) -> None:
         self.gates.append(results.Gate(name=name, status="failed", detail=detail))
 
+    def not_run(self, name: Any, detail: str) -> None:
+        self.gates.append(results.Gate(name=name, status="not run", detail=detail))
+
     def finished(self) -> results.Row:
-        failed = next((gate for gate in self.gates if gate.status == "failed"), None)
-        status: results.Status = "failed" if failed else "passed"
-        reason = f"{failed.name}: {failed.detail}" if failed else None
+        """The row: failed if a gate failed; passed only if every gate was gone through and passed."""
+        undone = [gate for gate in self.gates if gate.status != "passed"]
+        first = next((gate for gate in undone if gate.status == "failed"), next(iter(undone), None))
+        status: results.Status = first.status if first else "passed"
+        reason = f"{first.name}: {first.detail}" if first else None
         return results.Row(**self.facts, status=status, reason=reason, gates=tuple(self.gates))
 
 
 def validate(planned: PlannedModel, settings: Settings, seed: int, console: Console) -> results.Row:
     """Put one model through all gates; never raises for what the model does."""
-    row = _Row(planned)
+    row = _Row(planned, seed)
     with suppress(_GateFailed), ExitStack() as running:
         package = _install(row, planned, settings)
         with console.step(f"{planned.name}: load"):
-            server = _attempt(row, "load", lambda: running.enter_context(programs.serving(planned.reference)))
+            server = _attempt(row, "load", lambda: running.enter_context(programs.serving(package.digest)))
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
         _describe(row, server)
         url = f"{server.url}/v1/models/{server.model['id']}/inference"
+        client = running.enter_context(httpx.Client(timeout=_REQUEST_SECONDS, trust_env=False))
         with console.step(f"{planned.name}: parity through HTTP"):
-            golden = _answers(row, package, planned, url)
+            golden = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
         with console.step(f"{planned.name}: load test"):
             _traffic(row, golden, url, seed)
         _stop(row, server)
     return row.finished()
 
 
+def not_reached(planned: PlannedModel, seed: int, reason: str) -> results.Row:
+    """The row of a model whose turn did not come."""
+    row = _Row(planned, seed)
+    row.not_run("install", reason)
+    return row.finished()
+
+
 def _attempt(row: _Row, gate: Any, step: Callable[[], _T]) -> _T:
     try:
         return step()
-    except (MlosError, httpx.HTTPError) as error:
-        row.failed(gate, str(error))
+    except MlosError as error:
+        row.failed(gate, error.message)
         raise _GateFailed from error
 
 
@@ -108,9 +129,13 @@ def _install(row: _Row, planned: PlannedModel, settings: Settings) -> Package:
     except ParityError as error:
         row.failed("parity", error.message)
         raise _GateFailed from error
+    except _NOT_THE_MODELS_FAULT as error:
+        row.not_run("install", error.message + (f" (try: {error.hint})" if error.hint else ""))
+        raise _GateFailed from error
     except MlosError as error:
         row.failed("install", f"{error.message} ({error.code})")
         raise _GateFailed from error
+    row.pin(installed["reference"])
     package = _attempt(row, "install", lambda: Store(settings.store).find(installed["digest"]))
     manifest = package.manifest
     row.facts |= {
@@ -136,7 +161,6 @@ def _describe(row: _Row, server: programs.Server) -> None:
     model = server.model
     row.facts |= {
         "engine": model["engine"],
-        "mode": "userspace",
         "memory_bytes": model["memory_bytes"],
         "load": results.Load(
             worker_seconds=model["load_seconds"], ready_seconds=round(server.ready_seconds, 3)
@@ -144,20 +168,20 @@ def _describe(row: _Row, server: programs.Server) -> None:
     }
 
 
-def _answers(row: _Row, package: Package, planned: PlannedModel, url: str) -> GoldenRecord:
+_Ask = Callable[[dict[str, Any]], Answer]
+
+
+def _answers(row: _Row, package: Package, planned: PlannedModel, ask: _Ask) -> GoldenRecord:
     """Parity of the outputs and of the task results, both asked through HTTP."""
     manifest = package.manifest
     if manifest.golden is None:
-        row.gates.append(
-            results.Gate(name="parity", status="not run", detail="no reference: the file was served as it came")
-        )
+        row.not_run("parity", "no reference: the file is served as it came, no framework answers for it")
         raise _GateFailed
-    golden: GoldenRecord = _attempt(
-        row, "parity", lambda: GoldenRecord.load(package.path(manifest.golden or ""))
-    )
-    tolerance = tolerance_named(planned.entry.tolerance if planned.entry else _DEFAULT_TOLERANCE)
+    folder = package.path(manifest.golden)
+    golden: GoldenRecord = _attempt(row, "parity", lambda: GoldenRecord.load(folder))
+    tolerance = tolerance_named(_tolerance(package, planned))
     answers: dict[str, Tensors] = _attempt(
-        row, "parity", lambda: {case.name: _tensors(url, case) for case in golden.cases}
+        row, "parity", lambda: {case.name: _tensors(row, package, ask, case) for case in golden.cases}
     )
     measures = _attempt(row, "parity", lambda: compare_outputs(golden, answers, tolerance))
     row.facts["parity"] = results.Parity(
@@ -178,7 +202,7 @@ def _answers(row: _Row, package: Package, planned: PlannedModel, url: str) -> Go
         row.failed("parity", error.message)
     else:
         row.passed("parity", "; ".join(describe(measure) for measure in measures))
-    row.facts["results"] = checks = tuple(_check(url, case, tolerance) for case in golden.cases)
+    row.facts["results"] = checks = tuple(_check(ask, case, tolerance) for case in golden.cases)
     wrong = [check for check in checks if not check.passed]
     if wrong:
         row.failed("results", f"case {wrong[0].case}: {wrong[0].detail}")
@@ -187,37 +211,47 @@ def _answers(row: _Row, package: Package, planned: PlannedModel, url: str) -> Go
     return golden
 
 
-def _tensors(url: str, case: Case) -> Tensors:
+def _tolerance(package: Package, planned: PlannedModel) -> str:
+    """The catalogue's for the model; outside the catalogue, the one its install was held to."""
+    if planned.entry is not None:
+        return planned.entry.tolerance
+    return next((measure.tolerance for measure in package.manifest.parity), _DEFAULT_TOLERANCE)
+
+
+def _tensors(row: _Row, package: Package, ask: _Ask, case: Case) -> Tensors:
     """The model's outputs for a golden case's tensors, asked in JSON as any client could."""
-    body = {"inputs": {name: tensor.tolist() for name, tensor in case.inputs.items()}}
-    result = _post(url, body | {"outputs": list(case.outputs)})["result"]
-    return {name: np.asarray(result[name], dtype=case.outputs[name].dtype) for name in case.outputs}
+    inputs = {name: tensor.tolist() for name, tensor in case.inputs.items()}
+    answer = ask({"inputs": inputs, "outputs": list(case.outputs)})
+    if answer.digest != package.digest:
+        raise ParityError(
+            f"the server answered with package {answer.digest[:12]}, not {package.digest[:12]}",
+            field="digest",
+            expected=package.digest,
+            got=answer.digest,
+        )
+    row.facts |= {"engine": answer.engine, "precision": answer.precision, "mode": answer.mode}
+    try:
+        return {
+            name: np.asarray(answer.result[name], dtype=reference.dtype)
+            for name, reference in case.outputs.items()
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ParityError(
+            f"case {case.name!r} was not answered with tensors: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _check(url: str, case: Case, tolerance: Tolerance) -> results.ResultCheck:
+def _check(ask: _Ask, case: Case, tolerance: Tolerance) -> results.ResultCheck:
     def outcome(detail: str) -> results.ResultCheck:
         return results.ResultCheck(case=case.name, task=case.task, passed=not detail, detail=detail)
 
     try:
-        answer = _post(url, msgspec.to_builtins(case.request))
-    except (MlosError, httpx.HTTPError) as error:
-        return outcome(str(error))
-    if answer["task"] != case.task:
-        return outcome(f"answered as {answer['task']}")
-    return outcome(str(compare_result(case, answer["result"], tolerance) or ""))
-
-
-def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    response = httpx.post(
-        url,
-        content=msgspec.json.encode(body),
-        headers={"Content-Type": "application/json"},
-        timeout=_REQUEST_SECONDS,
-    )
-    if response.is_error:
-        raise MlosError(f"the server answered {response.status_code}: {response.text[:500]}")
-    answer: dict[str, Any] = msgspec.json.decode(response.content)
-    return answer
+        answer = ask(msgspec.to_builtins(case.request))
+    except MlosError as error:
+        return outcome(error.message)
+    if answer.task != case.task:
+        return outcome(f"answered as {answer.task}")
+    return outcome(str(compare_result(case, answer.result, tolerance) or ""))
 
 
 def _traffic(row: _Row, golden: GoldenRecord, url: str, seed: int) -> None:
@@ -226,7 +260,9 @@ def _traffic(row: _Row, golden: GoldenRecord, url: str, seed: int) -> None:
     requests = [msgspec.to_builtins(case.request) for case in golden.cases]
     load = loading.single_stream(url, requests, seed)
     if load.errors or not load.samples_ms:
-        row.failed("traffic", f"{load.errors} requests failed; the first: {load.first_error}")
+        row.failed(
+            "traffic", f"{load.errors} requests failed; the first: {load.first_error or 'none answered'}"
+        )
         raise _GateFailed
     differences = [
         f"case {golden.cases[number].name}: {difference}"
@@ -235,10 +271,11 @@ def _traffic(row: _Row, golden: GoldenRecord, url: str, seed: int) -> None:
     ]
     latency = results.Latency.measured(
         load.samples_ms,
-        load.server_ms,
+        [sum(stages.values()) for stages in load.stages_ms],
         seconds=round(load.seconds, 3),
         stages_ms={
-            stage: round(median(stages[stage] for stages in load.stages_ms), 4) for stage in load.stages_ms[0]
+            stage: round(median(stages.get(stage, 0.0) for stages in load.stages_ms), 4)
+            for stage in load.stages_ms[0]
         },
         warmup=tuple(load.warmup),
         stable=load.stable,
