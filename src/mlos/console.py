@@ -128,7 +128,7 @@ class Console:
 def _plain_or_terminal(stream: TextIO) -> RichConsole:
     """A console that fits its terminal, or cuts nothing where it writes to a file or a pipe."""
     width = None if stream.isatty() else _WIDE
-    return RichConsole(file=stream, soft_wrap=width is not None, width=width, highlight=False)
+    return RichConsole(file=stream, soft_wrap=width is not None, width=width, highlight=False, emoji=False)
 
 
 class _SilentStep:

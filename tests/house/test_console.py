@@ -30,10 +30,10 @@ def test_notes_warnings_and_errors_go_to_stderr(capsys: pytest.CaptureFixture[st
     console = Console()
     console.note("a note")
     console.warn("careful [here]")
-    console.error(NotFoundError("no [bold] model", hint="axon list"))
+    console.error(NotFoundError("no [bold] model :x:0:", hint="axon list"))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "a note\nwarning: careful [here]\nerror: no [bold] model\ntry: axon list\n"
+    assert captured.err == "a note\nwarning: careful [here]\nerror: no [bold] model :x:0:\ntry: axon list\n"
 
 
 def test_errors_are_one_json_object_when_json_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
