@@ -103,7 +103,7 @@ class GoldenRecord:
                     field="schema_version",
                 )
             path = folder / TENSORS
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 tensors = {key: arrays[key] for key in arrays.files}
             cases = tuple(_case(number, entry, tensors) for number, entry in enumerate(record["cases"]))
             framework = {str(key): str(value) for key, value in record["framework"].items()}

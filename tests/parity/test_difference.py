@@ -1,0 +1,113 @@
+"""Inputs must be the framework's exactly; results may differ as much as the outputs they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlos.parity import TOLERANCES, GoldenRecord, compare_inputs, compare_result
+
+FP32, INT8 = TOLERANCES["fp32"], TOLERANCES["int8"]
+
+
+def test_the_same_inputs_do_not_differ(golden: GoldenRecord) -> None:
+    assert compare_inputs(golden.cases[1], dict(golden.cases[1].inputs)) is None
+
+
+def test_one_other_token_is_placed_and_named(golden: GoldenRecord) -> None:
+    inputs = {name: tensor.copy() for name, tensor in golden.cases[1].inputs.items()}
+    inputs["input_ids"][0, 2] = 99
+    difference = compare_inputs(golden.cases[1], inputs)
+    assert str(difference) == "input_ids differ at [0, 2] from the framework's: expected 7, got 99"
+
+
+def test_names_types_and_shapes_count(golden: GoldenRecord) -> None:
+    case = golden.cases[0]
+    ids = case.inputs["input_ids"]
+    missing = compare_inputs(case, {"input_ids": ids})
+    assert str(missing).startswith(
+        "tensors differ from the framework's: expected attention_mask, input_ids, got"
+    )
+    narrow = compare_inputs(case, {**case.inputs, "input_ids": ids.astype(np.int32)})
+    assert "expected int64 [1, 2], got int32 [1, 2]" in str(narrow)
+    longer = compare_inputs(case, {**case.inputs, "input_ids": np.pad(ids, ((0, 0), (0, 1)))})
+    assert "expected int64 [1, 2], got int64 [1, 3]" in str(longer)
+
+
+def differs(golden: GoldenRecord, expected: Any, got: Any, tolerance: Any = FP32) -> str | None:
+    difference = compare_result(replace(golden.cases[0], result=expected), got, tolerance)
+    return None if difference is None else str(difference)
+
+
+def test_a_vector_is_held_to_the_tolerance(golden: GoldenRecord) -> None:
+    vector = {"embedding": [0.6, 0.8], "dimensions": 2}
+    assert differs(golden, vector, {"embedding": [0.60005, 0.8], "dimensions": 2}) is None
+    assert differs(golden, vector, {"embedding": [0.61, 0.8], "dimensions": 2}) == (
+        "result.embedding[0] differs from the framework's: expected 0.6, got 0.61"
+    )
+    assert differs(golden, vector, {"embedding": [0.61, 0.8], "dimensions": 2}, INT8) is None
+    assert differs(golden, vector, {"embedding": [0.8, 0.0], "dimensions": 2}, INT8) is not None
+    assert differs(golden, vector, {"embedding": [0.0, 0.0], "dimensions": 2}, INT8) is not None
+    assert differs(golden, vector, {"embedding": [float("nan"), 0.8], "dimensions": 2}, INT8) is not None
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ([1, 2], [1]),
+        ("the", "a"),
+        (3, 4),
+        (3, 3.5),
+        (True, 1),
+        (None, []),
+        ({"a": 1}, [1]),
+        (0.5, 0.6),
+        (0.5, "0.5"),
+        ([0.5, 0.5], [0.5, None]),
+    ],
+)
+def test_structure_text_and_numbers_must_agree(golden: GoldenRecord, expected: Any, got: Any) -> None:
+    assert differs(golden, expected, expected) is None
+    assert differs(golden, expected, got) is not None
+
+
+def ranking(*entries: tuple[str, float]) -> list[dict[str, Any]]:
+    return [{"token_str": token, "score": score} for token, score in entries]
+
+
+def test_a_ranking_is_held_to_its_order_and_scores(golden: GoldenRecord) -> None:
+    reference = ranking(("a", 0.5), ("b", 0.2), ("c", 0.1))
+    assert differs(golden, reference, ranking(("a", 0.5005), ("b", 0.2), ("c", 0.1))) is None
+    assert differs(golden, reference, ranking(("a", 0.51), ("b", 0.2), ("c", 0.1))) == (
+        "result[0].score differs from the framework's: expected 0.5, got 0.51"
+    )
+    swapped = differs(golden, reference, ranking(("b", 0.5), ("a", 0.2), ("c", 0.1)))
+    assert swapped is not None
+    assert swapped.startswith("result[0] differs")
+    assert differs(golden, reference, ranking(("a", 0.5), ("b", 0.2), ("x", 0.1))) is not None
+
+
+def test_tiny_scores_are_compared_relatively(golden: GoldenRecord) -> None:
+    """Over a vocabulary of 30,000 an untrained model's best score is 1e-4, as large as atol itself."""
+    assert differs(golden, ranking(("a", 1e-4)), ranking(("b", 1e-4))) is not None
+    assert differs(golden, ranking(("a", 1e-4)), ranking(("a", 1.1e-4))) is not None
+
+
+def test_entries_that_tie_may_change_places(golden: GoldenRecord) -> None:
+    reference = ranking(("a", 0.3001), ("b", 0.3), ("c", 0.1))
+    assert differs(golden, reference, ranking(("b", 0.30005), ("a", 0.30004), ("c", 0.1))) is None
+    assert differs(golden, reference, ranking(("b", 0.3), ("b", 0.3), ("c", 0.1))) is not None
+
+
+def test_rankings_of_reduced_precisions_are_left_to_the_argmax(golden: GoldenRecord) -> None:
+    assert differs(golden, ranking(("a", 0.5)), ranking(("b", 0.4)), INT8) is None
+
+
+def test_long_values_are_cut_in_the_message(golden: GoldenRecord) -> None:
+    message = differs(golden, "x" * 5000, "y" * 5000)
+    assert message is not None
+    assert len(message) < 600
