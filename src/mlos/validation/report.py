@@ -18,12 +18,20 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from mlos.validation.results import CLAIMS, PERCENTILES, Latency, Row, Run, write_atomically
+from mlos.validation.results import (
+    CLAIMS,
+    PERCENTILES,
+    Latency,
+    Row,
+    Run,
+    share_of_tolerance,
+    write_atomically,
+)
 from mlos.validation.stats import minimum_samples
 
 RUNS_SHOWN = 10
 BINS = 48
-_STAGES = ("queue", "preprocess", "copy_in", "compute", "copy_out", "postprocess")
+_STAGES = ("read", "parse", "queue", "preprocess", "copy_in", "compute", "copy_out", "postprocess")
 _INSTALL_STAGES = ("download", "verify", "convert", "parity", "package")
 WEIGHTS = {
     "hub": "published weights, from the hub",
@@ -77,6 +85,7 @@ def render(runs: Sequence[Run]) -> str:
         "stage_parts": stage_parts,
         "histogram": histogram,
         "closeness": closeness,
+        "share_of_tolerance": share_of_tolerance,
         "samples_link": samples_link,
     }
     environment.filters |= {"number": number, "sized": sized}
@@ -112,10 +121,8 @@ def histogram(latency: Latency) -> list[Bin]:
     return [Bin(low + at * width, count, count / max(counts)) for at, count in enumerate(counts)]
 
 
-def closeness(ratio: float | None) -> float:
+def closeness(ratio: float) -> float:
     """Where an error stands on a logarithmic bar: 0 at a millionth of its tolerance, 1 at ten times it."""
-    if ratio is None or math.isnan(ratio):
-        return 1.0
     return min(max((math.log10(max(ratio, 1e-6)) + 6) / 7, 0.0), 1.0)
 
 

@@ -7,7 +7,6 @@ derived from them (percentiles, the stage sum) is stored for readers and checked
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mlos.errors import NotFoundError, RefusedError
 from mlos.model import ParityMeasure, Weights
+from mlos.parity import tolerance_named
 from mlos.validation import stats
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -90,7 +90,7 @@ class Parity(_Frozen):
     def worst(self) -> ParityMeasure | None:
         """The measure nearest to its tolerance, or furthest beyond it; over HTTP where that was measured."""
         measures = self.over_http or self.at_install
-        return max(measures, key=lambda m: (not m.passed, _finite(m.worst_ratio)), default=None)
+        return max(measures, key=lambda m: (not m.passed, share_of_tolerance(m)), default=None)
 
 
 class ResultCheck(_Frozen):
@@ -225,8 +225,8 @@ class Run(_Frozen):
         return [gate for row in self.rows for gate in row.gates]
 
     def to_json(self) -> str:
-        """The run as JSON; a number that is not finite is written as a string, since JSON has none."""
-        return json.dumps(_plain(self.model_dump(mode="json")), indent=1, allow_nan=False) + "\n"
+        """The run as JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: Path) -> Path:
         """Write the run to ``folder`` under its own name: wholly or not at all."""
@@ -261,6 +261,17 @@ class Run(_Frozen):
             raise RefusedError(
                 f"{origin} is not a valid result: {where}: {first['msg']}", field=where
             ) from error
+
+
+def share_of_tolerance(measure: ParityMeasure) -> float:
+    """How much of what is allowed the error takes; more than 1 is too much.
+
+    Where the tolerance bounds no single element, it is the cosine's distance from 1 over the one allowed.
+    """
+    if measure.worst_ratio is not None:
+        return measure.worst_ratio
+    allowed = 1 - tolerance_named(measure.tolerance).cosine
+    return max(1 - measure.cosine, 0.0) / allowed
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
@@ -312,17 +323,3 @@ def _derived(samples: tuple[float, ...], sums: tuple[float, ...]) -> dict[str, A
         "excess_ms": round(client - server, 4),
         "excess_allowed_ms": round(stats.stage_allowance(server), 4),
     }
-
-
-def _finite(value: float | None) -> float:
-    return math.inf if value is None or math.isnan(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value

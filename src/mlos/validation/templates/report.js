@@ -1,18 +1,32 @@
 "use strict";
 // Permalinks: #RUN, #RUN/MODEL, and &status=… &task=… behind either. Theme: the system's until a person chooses.
 const root = document.documentElement;
+const FILTERS = ["status", "task"];
 const runs = [...document.querySelectorAll("section.run")];
 
 function parse() {
-  const [path, ...filters] = decodeURIComponent(location.hash.slice(1)).split("&");
+  // Split first, then decode: names may hold any character, and a hash typed by hand any mistake.
+  const [path, ...filters] = location.hash.slice(1).split("&");
   const [run, ...model] = path.split("/");
-  return { run, model: model.join("/"), ...Object.fromEntries(filters.map((f) => f.split("="))) };
+  const state = { run: plain(run), model: plain(model.join("/")) };
+  for (const filter of filters) {
+    const [key, value] = filter.split("=");
+    if (FILTERS.includes(key)) state[key] = plain(value || "");
+  }
+  return state;
+}
+
+function plain(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function hash(state) {
-  const path = state.model ? `${state.run}/${state.model}` : state.run;
-  const filters = ["status", "task"].filter((k) => state[k]).map((k) => `&${k}=${state[k]}`);
-  return "#" + encodeURI(path + filters.join(""));
+  const path = [state.run, state.model].filter(Boolean).map(encodeURIComponent).join("/");
+  return "#" + path + FILTERS.filter((k) => state[k]).map((k) => `&${k}=${encodeURIComponent(state[k])}`).join("");
 }
 
 function show() {
@@ -20,7 +34,7 @@ function show() {
   const current = runs.find((s) => s.dataset.run === state.run) || runs[0];
   for (const section of runs) section.hidden = section !== current;
   document.querySelector("#runs").value = current.dataset.run;
-  for (const key of ["status", "task"]) {
+  for (const key of FILTERS) {
     document.querySelector(`#${key}`).value = state[key] || "";
   }
   for (const item of current.querySelectorAll("[data-model]")) {
@@ -41,7 +55,7 @@ function change(key, value) {
   location.hash = hash(state);
 }
 
-for (const key of ["status", "task"]) {
+for (const key of FILTERS) {
   document.querySelector(`#${key}`).addEventListener("change", (e) => change(key, e.target.value));
 }
 document.querySelector("#runs").addEventListener("change", (e) => { location.hash = "#" + e.target.value; });
