@@ -18,25 +18,7 @@ import pytest
 PROGRAMS = Path(sys.executable).parent
 REQUESTS = 10_000
 CLIENTS = 16
-WORDS = "the a model server answers quickly while another waits for its turn in a queue".split()  # noqa: SIM905  (prose)
-    "the",
-    "a",
-    "model",
-    "server",
-    "answers",
-    "quickly",
-    "while",
-    "another",
-    "waits",
-    "for",
-    "its",
-    "turn",
-    "in",
-    "a",
-    "queue",
-    "of",
-    "requests",
-]
+WORDS = ("the", "a", "model", "server", "answers", "quickly", "while", "another", "waits", "turn")
 
 
 @pytest.mark.soak
