@@ -36,7 +36,7 @@ _PROGRESS = 256 << 10
 class Patience:
     """How long a transfer is tried for. Waits are in seconds."""
 
-    retries: int = 5
+    retries: int = 4
     first_wait: float = 0.5
     longest_wait: float = 8.0
     longest_retry_after: float = 90.0
