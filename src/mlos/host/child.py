@@ -91,7 +91,7 @@ def run_confined(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**_environment(private), **(env or {})},
+            env={**environment(private), **(env or {})},
             # Ctrl-C is for the parent, which then ends the child; and there is no terminal to type into.
             start_new_session=True,
         )
@@ -116,8 +116,8 @@ def _private_folder(policy: Policy) -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def _environment(private: Path) -> dict[str, str]:
-    """The few variables a child inherits, and those that keep its libraries in its own folder and offline."""
+def environment(private: Path) -> dict[str, str]:
+    """The few variables a child inherits, and those that keep its libraries in ``private`` and offline."""
     kept = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith("LC_")}
     if site.ENABLE_USER_SITE:
         kept["PYTHONUSERBASE"] = site.getuserbase()  # else it would be looked for in the child's own home
@@ -339,7 +339,7 @@ def _launch(module: str) -> NoReturn:
     if not document:
         sys.exit("the parent was gone before it sent the request")
     start = json.loads(document)
-    _die_with(start["parent"])
+    die_with(start["parent"])
 
     def send(message: dict[str, Any]) -> None:
         line = memoryview(json.dumps(message, allow_nan=False).encode() + b"\n")
@@ -367,16 +367,20 @@ def _launch(module: str) -> NoReturn:
 
 
 def _policy(fields: dict[str, Any]) -> Policy:
-    """The policy that was sent, and where coverage measures the child, the folder it writes its data to."""
-    paths = {key: tuple(map(Path, fields[key])) for key in ("read", "write")}
+    """The policy that was sent."""
+    return measured(Policy(**{**fields, **{key: tuple(map(Path, fields[key])) for key in ("read", "write")}}))
+
+
+def measured(policy: Policy) -> Policy:
+    """``policy``, and where coverage measures this process, the folder it writes its data to."""
     if "coverage" in sys.modules and (running := sys.modules["coverage"].Coverage.current()):
         folder = Path(running.config.data_file).absolute().parent
         folder.mkdir(parents=True, exist_ok=True)
-        paths["write"] += (folder,)
-    return Policy(**{**fields, **paths})
+        return dataclasses.replace(policy, write=(*policy.write, folder))
+    return policy
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Be killed when the parent ends, however it ends (to Linux, the thread of it that started us)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0))) != 0:
