@@ -50,3 +50,10 @@ def test_every_element_type_has_one_numpy_type_and_back() -> None:
         assert dtype_name(spec.numpy_dtype) == name
     with pytest.raises(InvalidInputError, match="object"):
         dtype_name(np.dtype(object))
+
+
+@pytest.mark.parametrize("value", [7, 7.0, np.int64(7)])
+def test_a_scalar_stays_without_axes(value: Any) -> None:
+    array = TensorSpec(name="n", dtype="INT64", shape=()).array(value)
+    assert array.shape == ()
+    assert array == 7

@@ -58,7 +58,7 @@ class TensorSpec(BaseModel):
         ):
             raise self._wrong(expected, f"shape {list(given.shape)}")
         if given.dtype == self.numpy_dtype:
-            return np.ascontiguousarray(given)
+            return np.asarray(given, order="C")  # ascontiguousarray would give a scalar an axis
         if given.dtype.kind == "f" and not np.isfinite(given).all():
             raise self._wrong(expected, "NaN or infinity")
         if self.numpy_dtype.kind in "biu":
@@ -68,7 +68,7 @@ class TensorSpec(BaseModel):
             if given.size and (given.min() < low or given.max() > high):
                 raise self._wrong(expected, f"numbers outside {low} to {high}")
         with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(given.astype(self.numpy_dtype))
+            cast = given.astype(self.numpy_dtype, order="C")
         if cast.dtype.kind == "f" and not np.isfinite(cast).all():
             raise self._wrong(expected, "numbers too large for the element type")
         return cast
