@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         default=60.0, gt=0, description="Seconds from a request's arrival to its deadline."
     )
+    read_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds a client may be silent in the middle of a request before 408."
+    )
     load_timeout: float = Field(default=300.0, gt=0, description="Seconds a worker may take to load its model.")
     drain_timeout: float = Field(default=30.0, gt=0, description="Seconds for requests in flight at SIGTERM.")
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="Largest request body accepted.")

@@ -13,6 +13,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "threads": ("3", 3),
     "request_timeout": ("1.5", 1.5),
+    "read_timeout": ("4.5", 4.5),
     "load_timeout": ("2.5", 2.5),
     "drain_timeout": ("3.5", 3.5),
     "max_body_bytes": ("1000", 1000),
