@@ -257,6 +257,20 @@ def test_cancelled_work_is_dropped_or_told(backend: Backend) -> None:
     run(main())
 
 
+def test_who_stops_waiting_and_cancels_frees_the_place(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        ticket = front.submit("x", deadline=soon())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ticket.outcome, 0.01)
+        assert front.waiting == 1
+        front.cancel(ticket)
+        assert front.waiting == 0
+        front.close(GONE)
+
+    run(main())
+
+
 def test_many_cancelled_requests_do_not_pile_up(backend: Backend) -> None:
     async def main() -> None:
         front = backend[0](unbroken)

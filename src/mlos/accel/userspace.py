@@ -35,6 +35,7 @@ class _Ticket:
         self.deadline = deadline
         self.submitted = submitted
         self.sent: float | None = None
+        self.ended = False
         self.timer: asyncio.TimerHandle | None = None
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.emitted: asyncio.Queue[Any] = asyncio.Queue()
@@ -44,7 +45,11 @@ class _Ticket:
             yield part
 
     def end(self, result: Outcome | MlosError | None) -> None:
-        """Settle the request, once; None means that it was cancelled."""
+        """Settle the request, once; None means that it was cancelled.
+
+        The outcome may be settled before: whoever stops waiting for a future cancels it.
+        """
+        self.ended = True
         if self.timer is not None:
             self.timer.cancel()
         self.emitted.put_nowait(_END)
@@ -144,7 +149,7 @@ class UserspaceFront:
         self._drop(ticket, _expired(ticket))
 
     def _drop(self, ticket: _Ticket, error: MlosError | None) -> None:
-        if ticket.outcome.done():
+        if ticket.ended:
             return
         ticket.end(error)
         if ticket.id in self._claimed:
@@ -152,14 +157,14 @@ class UserspaceFront:
             return
         self._waiting -= 1
         if len(self._heap) > 64 and len(self._heap) > 2 * self._waiting:
-            self._heap = [entry for entry in self._heap if not entry[3].outcome.done()]
+            self._heap = [entry for entry in self._heap if not entry[3].ended]
             heapq.heapify(self._heap)
 
     def _dispatch(self) -> None:
         """Spend the worker's credits on what is first in the heap."""
         while self._credits and self._heap:
             *_, ticket = heapq.heappop(self._heap)
-            if ticket.outcome.done():
+            if ticket.ended:
                 continue
             self._waiting -= 1
             now = time.monotonic()
@@ -213,7 +218,7 @@ class UserspaceFront:
             packet.discard()
             if ticket is not None:
                 del self._claimed[ticket.id]
-                if not ticket.outcome.done():
+                if not ticket.ended:
                     ticket.sent = None
                     self._push(ticket)
 
@@ -252,7 +257,7 @@ class UserspaceFront:
         if ticket is None or ticket.sent is None:
             raise ProtocolError(f"spoke of request {message.id}, which it has not claimed")
         if isinstance(message, Emit):
-            if not ticket.outcome.done():
+            if not ticket.ended:
                 ticket.emitted.put_nowait(message.body)
             return
         del self._claimed[message.id]
