@@ -1,0 +1,135 @@
+"""The data plane: the rules of a request, written once for every protocol.
+
+Find the model, set the deadline, keep the queue bounded, hand over, wait, count. It knows no HTTP; a shell
+turns its own request into an :class:`InferenceRequest` and the :class:`Inference` into its own answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from mlos.core.metrics import MODE, Metrics
+from mlos.core.replica import Replica
+from mlos.core.supervisor import Supervisor
+from mlos.core.worker_protocol import Answer
+from mlos.errors import MlosError, UnavailableError, WorkerError
+from mlos.model import InferenceRequest
+
+CLIENT_LEFT = 499
+"""The status under which a request is counted whose client did not wait."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An answered request. ``result`` is JSON; the stages of ``timings_ms`` do not overlap."""
+
+    model: str
+    digest: str
+    task: str
+    result: msgspec.Raw
+    engine: str
+    precision: str
+    mode: str
+    timings_ms: dict[str, float]
+
+
+class DataPlane:
+    """What all protocol shells of a server call."""
+
+    def __init__(
+        self, supervisor: Supervisor, metrics: Metrics, *, request_timeout: float, max_queue: int
+    ) -> None:
+        self.supervisor = supervisor
+        self.metrics = metrics
+        self.draining = False
+        self.in_flight = 0
+        self.timeout, self._max_queue = request_timeout, max_queue
+
+    async def infer(self, model: str, request: InferenceRequest, arrived: float) -> Inference:
+        """Answer one request, which ``arrived`` at that time of the monotonic clock.
+
+        Cancelling this coroutine cancels the request.
+
+        Raises:
+            NotFoundError: there is no such model.
+            UnavailableError: draining, full, or restarting again and again; says when to come back.
+            DeadlineError: the deadline passed, in the queue or in the worker.
+            MlosError: what the model's task or engine raised.
+        """
+        name, code = "", MlosError.http_status
+        self.in_flight += 1
+        self.metrics.in_flight.inc()
+        try:
+            replica = self._admitted(model)
+            name = replica.package.name
+            inference = await self._through(replica, request, arrived)
+            code = 200
+        except asyncio.CancelledError:
+            code = CLIENT_LEFT
+            raise
+        except MlosError as error:
+            code = error.http_status
+            raise
+        else:
+            return inference
+        finally:
+            self.in_flight -= 1
+            self.metrics.in_flight.dec()
+            self.metrics.counted(name, code)
+
+    def unready(self) -> str | None:
+        """Why requests should go elsewhere; nothing if they should come."""
+        return "draining: the server is about to end" if self.draining else self.supervisor.unready()
+
+    def _admitted(self, model: str) -> Replica:
+        if self.draining:
+            raise UnavailableError("the server is draining and about to end", retry_after=1.0)
+        replica = self.supervisor.find(model)
+        replica.admit()
+        waiting = replica.channel.waiting
+        if waiting >= self._max_queue:
+            wait = waiting * replica.service_seconds
+            raise UnavailableError(
+                f"model {replica.package.name} is full: {waiting} requests wait, for about {wait:.2g} s",
+                retry_after=max(1.0, math.ceil(wait)),
+                hint="come back after Retry-After, or raise the server's --max-queue",
+            )
+        return replica
+
+    async def _through(self, replica: Replica, request: InferenceRequest, arrived: float) -> Inference:
+        ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
+        try:
+            outcome = await ticket.outcome
+        except asyncio.CancelledError:
+            replica.channel.cancel(ticket)
+            raise
+        try:
+            answer = msgspec.convert(outcome.body, Answer)
+        except msgspec.ValidationError as error:
+            raise WorkerError(f"the worker of {replica.package.name} answered nonsense: {error}") from error
+        spent = answer.timings_ms
+        timings = {
+            "queue": 1e3 * (outcome.sent - outcome.submitted),
+            "preprocess": spent.get("preprocess", 0.0),
+            "copy_in": spent.get("copy_in", 0.0),
+            "compute": spent.get("compute", 0.0),
+            "copy_out": 1e3 * (outcome.received - outcome.finished),
+            "postprocess": spent.get("postprocess", 0.0),
+        }
+        replica.served(outcome.finished - outcome.sent)
+        self.metrics.answered(replica, outcome.received - outcome.submitted, timings)
+        package, report = replica.package, replica.report
+        return Inference(
+            model=package.name,
+            digest=package.digest,
+            task=answer.task,
+            result=msgspec.Raw(answer.result),
+            engine=report.engine if report is not None else "",
+            precision=package.manifest.artifact.precision,
+            mode=MODE,
+            timings_ms={stage: round(milliseconds, 4) for stage, milliseconds in timings.items()},
+        )

@@ -1,0 +1,95 @@
+"""Errors as HTTP answers: ``{"error": {code, message, field, expected, got, hint, request_id}}``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlos.errors import MlosError, PayloadTooLargeError, UnavailableError, UsageError
+
+JSON = "application/json"
+_LONGEST = 300
+
+
+class MethodError(UsageError):
+    """The address exists, the method does not."""
+
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class MediaTypeError(UsageError):
+    """The body is of a kind or in an encoding that is not read."""
+
+    code = "unsupported_media_type"
+    http_status = 415
+
+
+class SlowRequestError(UsageError):
+    """The client did not send its request in time."""
+
+    code = "request_timeout"
+    http_status = 408
+
+
+class HeadTooLargeError(UsageError):
+    """The request line and the headers together are over the limit."""
+
+    code = "headers_too_large"
+    http_status = 431
+
+
+class AddressError(UsageError):
+    """Nothing has this address."""
+
+    code = "not_found"
+    http_status = 404
+
+
+def error_body(error: MlosError, request_id: str | None) -> bytes:
+    """The error as JSON; what came from the request is cut short in it."""
+    told: dict[str, Any] = {
+        key: value[:_LONGEST] + "…" if key == "got" and value and len(value) > _LONGEST else value
+        for key, value in error.as_dict().items()
+    }
+    return msgspec.json.encode({"error": {**told, "request_id": request_id}})
+
+
+def answer_error(error: MlosError, request_id: str | None) -> Response:
+    """The whole answer, with ``Retry-After`` where the error knows it."""
+    headers = {}
+    if isinstance(error, UnavailableError):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, SlowRequestError | PayloadTooLargeError):
+        headers["connection"] = "close"  # the rest of the request is not waited for
+    return Response(error_body(error, request_id), error.http_status, headers, JSON)
+
+
+async def answer_mlos_error(request: Request, error: Exception) -> Response:
+    """What starlette calls for an error that was raised on purpose."""
+    assert isinstance(error, MlosError)
+    return answer_error(error, request.state.request_id)
+
+
+async def answer_http_error(request: Request, error: Exception) -> Response:
+    """What starlette calls for its own errors: no such address, no such method."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    allowed = (error.headers or {}).get("Allow")
+    told: MlosError
+    if error.status_code == MethodError.http_status:
+        told = MethodError(f"not answered: {where}", field="method", expected=allowed, got=request.method)
+    else:
+        told = AddressError(
+            f"nothing is at {where}",
+            hint="POST /v1/models/{name}/inference, GET /v1/models, /health, /metrics, /version",
+        )
+    response = answer_error(told, request.state.request_id)
+    if allowed:
+        response.headers["allow"] = allowed
+    return response

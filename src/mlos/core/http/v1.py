@@ -1,0 +1,141 @@
+"""MLOS V1: inference with what a person has, and the list of models (which is OpenAI's list too)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from mlos.core.dataplane import CLIENT_LEFT, DataPlane, Inference
+from mlos.core.http import body
+from mlos.core.http.errors import JSON
+from mlos.core.replica import Replica, State
+from mlos.model import Reference
+from mlos.store import Broken
+
+
+class V1:
+    """The routes of this surface."""
+
+    def __init__(self, plane: DataPlane, *, max_body_bytes: int, read_timeout: float) -> None:
+        self._plane, self._limit, self._silence = plane, max_body_bytes, read_timeout
+
+    @property
+    def routes(self) -> Sequence[BaseRoute]:
+        """Where they are; a model's name may be a full reference, slashes and all."""
+        return [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}/inference", self.inference, methods=["POST"]),
+        ]
+
+    async def inference(self, request: Request) -> Response:
+        """Answer one request; the client's leaving cancels it."""
+        arrived: float = request.state.arrived
+        try:
+            data = await body.read(
+                request,
+                limit=self._limit,
+                silence=self._silence,
+                deadline=asyncio.get_running_loop().time() + self._plane.timeout,
+            )
+            read = time.monotonic()
+            asked = body.understand(data)
+            parsed = time.monotonic()
+            inference = await _unless_left(
+                request, self._plane.infer(request.path_params["name"], asked, arrived)
+            )
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
+        content = msgspec.json.encode(_answer(inference, request.state.request_id))
+        done = time.monotonic()
+        stages = {"read": read - arrived, "parse": parsed - read, "total": done - arrived}
+        timing = [f"{name};dur={1e3 * seconds:.3f}" for name, seconds in stages.items()]
+        timing += [f"{name};dur={milliseconds:.3f}" for name, milliseconds in inference.timings_ms.items()]
+        return Response(content, 200, {"server-timing": ", ".join(timing)}, JSON)
+
+    async def models(self, request: Request) -> Response:
+        """Every model that is served, with its state, and those that cannot be, with the reason."""
+        supervisor = self._plane.supervisor
+        data = [_row(replica) for replica in supervisor.models()]
+        data += [_broken_row(broken) for broken in supervisor.broken()]
+        return Response(msgspec.json.encode({"object": "list", "data": data}), 200, None, JSON)
+
+
+async def _unless_left(request: Request, answering: Any) -> Inference:
+    """Wait for the answer, or for the client to leave, which cancels it and raises ``ClientDisconnect``."""
+    answer: asyncio.Task[Inference] = asyncio.ensure_future(answering)
+    left = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        left.cancel()
+        answer.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _answer(inference: Inference, request_id: str) -> dict[str, Any]:
+    return {
+        "model": inference.model,
+        "digest": inference.digest,
+        "task": inference.task,
+        "result": inference.result,
+        "engine": inference.engine,
+        "precision": inference.precision,
+        "mode": inference.mode,
+        "timings_ms": inference.timings_ms,
+        "request_id": request_id,
+    }
+
+
+def _row(replica: Replica) -> dict[str, Any]:
+    package, manifest, report = replica.package, replica.package.manifest, replica.report
+    return {
+        "id": package.name if package.owns_name else package.reference,
+        "object": "model",
+        "created": int(package.record.installed_at.timestamp()),
+        "owned_by": _owner(package.reference),
+        "reference": package.reference,
+        "digest": package.digest,
+        "tasks": manifest.tasks,
+        "format": manifest.artifact.format,
+        "precision": manifest.artifact.precision,
+        "engine": f"{report.engine} {report.engine_version}" if report is not None else None,
+        "state": replica.state,
+        "reason": replica.reason,
+        "load_seconds": replica.load_seconds,
+        "memory_bytes": replica.memory_bytes(),
+        "weights": manifest.weights,
+    }
+
+
+def _broken_row(broken: Broken) -> dict[str, Any]:
+    unknown = ("tasks", "format", "precision", "engine", "load_seconds", "memory_bytes", "weights")
+    return {
+        "id": broken.reference,
+        "object": "model",
+        "created": int(broken.record.installed_at.timestamp()) if broken.record else 0,
+        "owned_by": "",
+        "reference": broken.reference,
+        "digest": broken.digest,
+        "state": State.FAILED,
+        "reason": broken.error.message,
+        **dict.fromkeys(unknown),
+    }
+
+
+def _owner(reference: str) -> str:
+    parsed = Reference.parse(reference)
+    return parsed.source if parsed.source == "file" else parsed.namespace or parsed.source

@@ -1,0 +1,338 @@
+"""A replica: one model's worker process through all its lives, and the queue that outlives them.
+
+States: STOPPED (nothing runs; the next request starts it), LOADING, READY, RESTARTING (the worker ended and is
+being replaced) and FAILED (it was refused, or crashed again and again; ``error`` says why). A worker's death
+costs the one request that it was computing, which is answered 503 and not tried again: a request that kills its
+worker must not kill the next one. Those that wait go to the replacement; only when deaths repeat are new ones
+turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from mlos.accel.userspace import UserspaceFront
+from mlos.core.log import fields
+from mlos.core.worker_protocol import Orders, Report
+from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
+from mlos.host.child import environment
+from mlos.store import Package, Store
+
+CRASH_LIMIT = 5
+"""Deaths in a row after which a model is given up."""
+DELAYS = (0.0, 0.5, 1.0, 2.0)
+"""Seconds before each replacement in a row."""
+STABLE_SECONDS = 30.0
+"""A worker that was ready for so long died by itself, not in a row."""
+OVERRUN_SECONDS = 5.0
+"""How far a worker may overrun the deadline of what it computes before it is taken for hung and ended."""
+_GOODBYE_SECONDS = 1.0
+_TAIL_LINES = 5
+_LONGEST_LINE = 1 << 16
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_PAGE_BYTES = resource.getpagesize()
+
+_log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Where a replica stands."""
+
+    STOPPED = "STOPPED"
+    LOADING = "LOADING"
+    READY = "READY"
+    RESTARTING = "RESTARTING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms every worker of a server runs. ``load_timeout`` is in seconds."""
+
+    threads: int
+    load_timeout: float
+    max_text_bytes: int
+
+
+class Replica:
+    """One model's worker. Its attributes may be read at any time; ``reason`` explains ``state``."""
+
+    def __init__(self, package: Package, store: Store, terms: Terms) -> None:
+        self.package = package
+        self.state = State.STOPPED
+        self.reason: str | None = "not loaded yet: its first request loads it"
+        self.error: MlosError | None = None
+        self.report: Report | None = None
+        self.load_seconds: float | None = None
+        self.restarts = 0
+        self.terms = terms
+        self.service_seconds = 0.0
+        """Recent mean of seconds the worker spends on one request."""
+        self.channel = UserspaceFront(self._broken)
+        self._store = store
+        self._lives: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended_for: str | None = None
+        self._ready_since = 0.0
+        self._again_at = 0.0
+        self._crashes = 0
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def start(self) -> None:
+        """See to it that a worker runs or is on its way. Any number of callers share one."""
+        if self._lives is None:
+            self.state, self.reason = State.LOADING, "loading"
+            self._lives = asyncio.create_task(self._live())
+
+    def admit(self) -> None:
+        """Start the worker if need be, or raise what a request has to be answered with now.
+
+        Raises:
+            UnavailableError: the worker dies again and again; ``retry_after`` is when the next should be ready.
+            MlosError: the model has failed, for this reason.
+        """
+        self.start()
+        if self.error is not None:
+            raise MlosError.from_dict(self.error.as_dict())
+        if self.state is State.RESTARTING and self._crashes > 1:
+            raise UnavailableError(
+                f"model {self.package.name} is restarting: {self.reason}",
+                retry_after=max(0.0, self._again_at - time.monotonic()) + (self.load_seconds or 1.0),
+            )
+
+    async def stop(self) -> None:
+        """End the worker; what it computes and what waits is answered 503."""
+        if self._lives is not None:
+            self._lives.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._lives
+        self.channel.close(UnavailableError(f"model {self.package.name} has been unloaded"))
+        self.state, self.reason = State.STOPPED, "unloaded"
+
+    async def drain(self) -> None:
+        """Stop as soon as nothing waits and nothing is computed."""
+        while self.channel.waiting or self.channel.claimed:
+            await asyncio.sleep(0.05)
+        await self.stop()
+
+    def served(self, seconds: float) -> None:
+        """Note how long the worker spent on a request."""
+        self.service_seconds += (seconds - self.service_seconds) * (0.1 if self.service_seconds else 1.0)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def memory_bytes(self) -> int | None:
+        """Resident memory of the worker, while there is one."""
+        if self.pid is None:
+            return None
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
+        except (OSError, IndexError):  # it has just ended
+            return None
+        return int(pages) * _PAGE_BYTES
+
+    async def _live(self) -> None:
+        try:
+            with self._store.lease(self.package):
+                while True:
+                    await self._bury(await self._one_life())
+        except MlosError as error:
+            self._fail(error)
+        except Exception:  # a bug of ours must not leave requests waiting for a worker that never comes
+            _log.exception("a replica met a bug", extra=fields(**self._identity()))
+            self._fail(
+                MlosError(f"model {self.package.name} cannot be loaded: the server met a bug; see its log")
+            )
+
+    def _fail(self, error: MlosError) -> None:
+        self.error, self.state, self.reason = error, State.FAILED, error.message
+        self.channel.close(error)
+        _log.error("model failed", extra=fields(**self._identity(), **error.as_dict()))
+
+    async def _bury(self, ended: str) -> None:
+        """Count a death, and wait as long as is proper before the next life."""
+        self._crashes = 1 if time.monotonic() - self._ready_since > STABLE_SECONDS else self._crashes + 1
+        if self._crashes >= CRASH_LIMIT:
+            raise UnavailableError(
+                f"model {self.package.name}: {self._crashes} workers in a row have died; the last {ended}",
+                retry_after=STABLE_SECONDS,
+                hint="see the server's log; it is tried again when it is installed or the server restarts",
+            )
+        self.restarts += 1
+        delay = DELAYS[self._crashes - 1]
+        self._again_at = time.monotonic() + delay
+        self.state, self.reason = State.RESTARTING, f"its worker {ended}"
+        _log.warning("worker died", extra=fields(**self._identity(), reason=ended, restarts_in=delay))
+        await asyncio.sleep(delay)
+
+    async def _one_life(self) -> str:
+        """Start a worker and see it through; returns how it ended.
+
+        Raises:
+            MlosError: it refused to load the model.
+        """
+        started = time.monotonic()
+        self._ended_for = None
+        self._ready_since = started  # a worker that dies while it loads has not been ready for long
+        try:
+            process = self._process = await self._spawn(started)
+        except OSError as error:  # no more processes, descriptors or memory: it may go better later
+            ended = f"could not be started: {error.strerror}"
+            self.channel.disconnect(UnavailableError(ended))
+            return ended
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._tail.clear()
+        listening = asyncio.create_task(self._listen(process.stderr))
+        dead = asyncio.create_task(process.wait())
+        try:
+            report = await self._first_word(process.stdout)
+            if report is not None:
+                if report.error is not None:
+                    raise MlosError.from_dict(report.error)
+                self._is_ready(report, started)
+            while not (await asyncio.wait({dead}, timeout=1.0))[0]:
+                if self.channel.overdue() > OVERRUN_SECONDS:
+                    self._end(f"overran a request's deadline by {OVERRUN_SECONDS:g} s and was ended")
+            await listening
+            return self._epitaph(dead.result())
+        finally:
+            await self._bid_farewell(process, dead)
+            listening.cancel()
+
+    async def _spawn(self, started: float) -> asyncio.subprocess.Process:
+        descriptor = self.channel.connect()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                # -P: no file of the working folder can pass for a module.
+                *(sys.executable, "-P", "-m", "mlos.core.worker"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(descriptor,),
+                env={
+                    **environment(self.package.folder),
+                    # No thread may start before the sandbox holds, and the engine's threads are all there are.
+                    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
+                },
+                limit=_LONGEST_LINE,
+            )
+        finally:
+            os.close(descriptor)
+        orders = Orders(
+            parent=os.getpid(),
+            channel=descriptor,
+            store=str(self._store.root.absolute()),
+            digest=self.package.digest,
+            threads=self.terms.threads,
+            max_text_bytes=self.terms.max_text_bytes,
+            started=started,
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(orders) + b"\n")
+        return process
+
+    async def _first_word(self, stream: asyncio.StreamReader) -> Report | None:
+        """What the worker reports once it has loaded; nothing if it died before."""
+        name = self.package.name
+        try:
+            async with asyncio.timeout(self.terms.load_timeout):
+                text = await stream.readline()
+            return msgspec.json.decode(text, type=Report) if text else None
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"model {name} took longer than {self.terms.load_timeout:g} s to load",
+                hint="raise --load-timeout",
+            ) from error
+        except ValueError as error:  # no JSON, not a report, or a line without end
+            raise WorkerError(f"the worker of {name} reported nonsense: {error}") from error
+
+    def _is_ready(self, report: Report, started: float) -> None:
+        self._ready_since = time.monotonic()
+        self.report, self.load_seconds = report, self._ready_since - started
+        self.state, self.reason = State.READY, None
+        self._tail.clear()  # what it said while it loaded will not explain its death
+        _log.info(
+            "model ready",
+            extra=fields(
+                **self._identity(),
+                engine=f"{report.engine} {report.engine_version}",
+                threads=self.terms.threads,
+                load_seconds=round(self.load_seconds, 3),
+                stages={name: round(seconds, 3) for name, seconds in report.load_seconds.items()},
+                sandbox=report.sandbox,
+                heavy=report.heavy,
+                memory_bytes=self.memory_bytes(),
+            ),
+        )
+        for name, why in report.missing.items():
+            _log.warning("sandbox layer missing", extra=fields(**self._identity(), layer=name, reason=why))
+        if report.note is not None:
+            _log.warning(report.note, extra=fields(**self._identity()))
+
+    async def _bid_farewell(self, process: asyncio.subprocess.Process, dead: asyncio.Task[int]) -> None:
+        """Hang up, which ends a worker that is well; end one that is not."""
+        name = self.package.name
+        self.channel.disconnect(
+            UnavailableError(
+                f"the worker of {name} ended while it computed this request; another takes its place",
+                retry_after=self.load_seconds or 1.0,
+            )
+        )
+        if self._ended_for is None:
+            await asyncio.wait({dead}, timeout=_GOODBYE_SECONDS)
+        if not dead.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await dead
+        self._process = None
+
+    def _broken(self, reason: str) -> None:
+        self._end(f"broke the protocol ({reason}) and was ended")
+
+    def _end(self, reason: str) -> None:
+        """End the worker for a reason of ours."""
+        if self._process is not None and self._process.returncode is None and self._ended_for is None:
+            self._ended_for = reason
+            self._process.kill()
+
+    async def _listen(self, stream: asyncio.StreamReader) -> None:
+        """Pass on what the worker writes to stderr."""
+        while True:
+            try:
+                text = await stream.readline()
+            except ValueError:  # a line without end: the stream has thrown it away
+                continue
+            if not text:
+                return
+            said = _COLOURS.sub("", text.decode(errors="replace").rstrip())
+            self._tail.append(said)
+            _log.info(said, extra=fields(**self._identity(), source="worker"))
+
+    def _epitaph(self, status: int) -> str:
+        """How the worker ended: our reason if we ended it, else its status and its last words."""
+        if self._ended_for is not None:
+            return self._ended_for
+        names = {each.value: each.name for each in signal.Signals}
+        ended = f"ended with status {status}" if status >= 0 else f"was ended by {names.get(-status, -status)}"
+        return f"{ended}: {self._tail[-1][:200]}" if self._tail else ended
+
+    def _identity(self) -> dict[str, str | int | None]:
+        return {"model": self.package.name, "digest": self.package.digest[:12], "worker": self.pid}

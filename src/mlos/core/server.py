@@ -1,0 +1,170 @@
+"""The server process: a socket, the event loop, the rooms of the runtime wired together, and an orderly end.
+
+SIGTERM or SIGINT drains: not ready at once, what is in flight is answered, then the workers and the process
+end. A second one ends it now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Generator, Sequence
+
+import uvicorn
+import uvloop
+
+from mlos.core.dataplane import DataPlane
+from mlos.core.http import application
+from mlos.core.http.protocol import LimitedProtocol
+from mlos.core.log import QueuedLog, fields
+from mlos.core.metrics import Metrics
+from mlos.core.replica import Terms
+from mlos.core.supervisor import Supervisor
+from mlos.errors import UsageError
+from mlos.host.environment import usable_cores
+from mlos.settings import Settings
+from mlos.store import Store
+
+_BACKLOG = 2048
+_POLL_SECONDS = 0.02
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_log = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UsageError: the address is taken, not ours, or no address.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, number)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}: {error.strerror}", field="host", got=host) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        taken = error.errno == errno.EADDRINUSE
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror}",
+            field="port" if taken else "host",
+            expected="a free port" if taken else "an address of this machine",
+            got=f"{host}:{port}",
+            hint="stop the program that uses the port, or choose another: --port 0 takes a free one"
+            if taken
+            else None,
+        ) from error
+    return listener
+
+
+def base_url(listener: socket.socket) -> str:
+    """Where a client reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
+    """Serve until a signal ends it."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener, named, log))
+
+
+async def _serve(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
+    _raise_descriptor_limit()
+    terms = Terms(settings.threads or usable_cores(), settings.load_timeout, settings.max_text_bytes)
+    supervisor = Supervisor(Store(settings.store), terms, named)
+    metrics = Metrics(supervisor)
+    metrics.dropped_log_lines.set_function(lambda: log.dropped)
+    plane = DataPlane(
+        supervisor, metrics, request_timeout=settings.request_timeout, max_queue=settings.max_queue
+    )
+    app = application(plane, max_body_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    drained = asyncio.Event()
+
+    def on_signal() -> None:
+        if plane.draining:
+            _log.warning("ended by a second signal")
+            log.close()
+            os._exit(128 + signal.SIGTERM)  # the workers die with this process
+        plane.draining = True
+        _log.info("draining", extra=fields(in_flight=plane.in_flight))
+        drained.set()
+
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    supervisor.start()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_POLL_SECONDS)
+    if not serving.done():
+        _announce(base_url(listener))
+        _log.info("listening", extra=fields(url=base_url(listener), threads=terms.threads, named=list(named)))
+    ending = asyncio.create_task(drained.wait())
+    try:
+        await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            await _drain(plane, settings.drain_timeout)
+            server.should_exit = True
+        await serving
+    finally:
+        ending.cancel()
+        await supervisor.close()
+        _log.info("ended")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves the signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def _drain(plane: DataPlane, seconds: float) -> None:
+    """Wait until nothing is in flight, for so long at most."""
+    try:
+        async with asyncio.timeout(seconds):
+            while plane.in_flight:
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        _log.warning("requests were cut off", extra=fields(in_flight=plane.in_flight, after_seconds=seconds))
+
+
+def _announce(url: str) -> None:
+    """Say where we listen: the first and only line on stdout."""
+    sys.stdout.write(url + "\n")
+    sys.stdout.flush()
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all descriptors that may be had: every client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,44 @@
+"""The words between a supervisor and its workers: orders at the start, a report when loaded, answers after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock."""
+
+    parent: int
+    channel: int
+    store: str
+    digest: str
+    threads: int
+    max_text_bytes: int
+    started: float
+
+
+class Report(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What a worker says of itself: it is ready, or it cannot be (``error``).
+
+    ``load_seconds`` holds each stage of loading: start, verify, confine, open, warm_up. ``sandbox`` names the
+    layers that hold and ``missing`` why others do not; ``note`` says what went otherwise than planned.
+    """
+
+    engine: str = ""
+    engine_version: str = ""
+    load_seconds: dict[str, float] = {}
+    sandbox: tuple[str, ...] = ()
+    missing: dict[str, str] = {}
+    heavy: tuple[str, ...] = ()
+    note: str | None = None
+    error: dict[str, Any] | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The body of a completed inference. ``result`` is JSON; times are in milliseconds."""
+
+    task: str
+    result: bytes
+    timings_ms: dict[str, float]
