@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from statistics import median
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -76,6 +77,11 @@ class _Row:
     def failed(self, name: Any, detail: str) -> None:
         self.gates.append(results.Gate(name=name, status="failed", detail=detail))
 
+    @property
+    def sound(self) -> bool:
+        """Whether no gate has failed yet."""
+        return not any(gate.status == "failed" for gate in self.gates)
+
     def not_run(self, name: Any, detail: str) -> None:
         self.gates.append(results.Gate(name=name, status="not run", detail=detail))
 
@@ -97,12 +103,15 @@ def validate(planned: PlannedModel, settings: Settings, seed: int, console: Cons
             server = _attempt(row, "load", lambda: running.enter_context(programs.serving(package.digest)))
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
         _describe(row, server)
-        url = f"{server.url}/v1/models/{server.model['id']}/inference"
+        url = f"{server.url}/v1/models/{quote(server.model['id'], safe='/@:')}/inference"
         client = running.enter_context(httpx.Client(timeout=_REQUEST_SECONDS, trust_env=False))
         with console.step(f"{planned.name}: parity through HTTP"):
             golden = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
-        with console.step(f"{planned.name}: load test"):
-            _traffic(row, golden, url, seed)
+        if row.sound:
+            with console.step(f"{planned.name}: load test"):
+                _traffic(row, golden, url, seed)
+        else:
+            row.not_run("traffic", "the answers are wrong, so no speed is measured")
         _stop(row, server)
     return row.finished()
 
