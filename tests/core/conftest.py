@@ -119,7 +119,13 @@ def environment(home: Path) -> dict[str, str]:
     """Nothing of the tester's own settings; modules that a test puts into ``home/modules`` can be imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLOS_")}
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(home / "modules"), kept.get("PYTHONPATH"))))
-    return {**kept, "MLOS_HOME": str(home), "MLOS_CONFIG": str(home / "config.toml"), "MLOS_READ_TIMEOUT": "1"}
+    return {
+        **kept,
+        "MLOS_HOME": str(home),
+        "MLOS_CONFIG": str(home / "config.toml"),
+        "MLOS_READ_TIMEOUT": "1",
+        "MLOS_MAX_TEXT_BYTES": "9000",
+    }
 
 
 Start = Callable[..., Server]

@@ -185,10 +185,10 @@ def test_a_client_that_never_ends_its_body_is_read_without_memory_growing_and_cu
 
 
 def test_texts_over_the_limit_are_a_413(shared: Server) -> None:
-    # The default limit of texts is 1 MiB, just above this server's limit of bodies, so characters must grow.
-    answer = shared.infer("embedder", {"texts": ["ß" * 400] * 10})
-    assert answer.status == 200
-    assert len(answer.json["result"]) == 10
+    assert shared.infer("embedder", {"texts": ["ß" * 450] * 10}).status == 200
+    answer = shared.infer("embedder", {"texts": ["ß" * 451] * 10})
+    assert (answer.status, answer.error["field"]) == (413, "texts")
+    assert answer.error["got"] == "9020 bytes"
 
 
 def test_a_head_that_is_too_large_is_a_431(shared: Server) -> None:
