@@ -42,6 +42,7 @@ class OnnxRuntimeEngine:
             import onnxruntime  # type: ignore[import-untyped]  # it ships no types
         except ImportError as error:
             raise MissingExtraError.of("onnxruntime", "running ONNX models") from error
+        onnxruntime.disable_telemetry_events()  # what is served here is nobody's business
         if threads < 1:
             raise UsageError("an engine needs a thread", field="threads", expected=">= 1", got=str(threads))
         options = onnxruntime.SessionOptions()

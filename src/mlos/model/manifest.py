@@ -1,7 +1,8 @@
 """The manifest: everything a package declares about itself, as immutable as its digest.
 
-What differs between two installs of the same model (times, dates, hosts) is not in it; it stands in the
-store's install record. So the same model, converted by the same tools, has the same digest everywhere.
+What differs between two installs of the same model (times, dates) is not in it; it stands in the store's install
+record. So the same model, converted by the same tools on the same kind of processor, has the same digest: the
+golden record and the parity it led to hold the last bits of floating-point sums, which instruction sets decide.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import Literal, TypeAlias
 
 from mlos.errors import CorruptError
 from mlos.model import Manifest
@@ -100,7 +100,10 @@ def leaves(folder: Path) -> dict[str, str]:
     for parent, folders, files in os.walk(folder, onerror=_give_up):
         base = Path(parent)
         for name in (*folders, *files):
-            mode = (base / name).lstat().st_mode
+            try:
+                mode = (base / name).lstat().st_mode
+            except FileNotFoundError:
+                continue  # removed since the folder was read: no leaf, so what wants it finds it missing
             if not stat.S_ISDIR(mode):
                 found[(base / name).relative_to(folder).as_posix()] = kind_of(mode)
         if not folders and not files and base != folder:
@@ -120,8 +123,9 @@ def kind_of(mode: int) -> str:
     return "a special file"
 
 
-def _give_up(error: OSError) -> NoReturn:
-    raise error
+def _give_up(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _printable(path: str) -> str:

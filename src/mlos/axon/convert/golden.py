@@ -118,9 +118,9 @@ class Framework:
         )
 
     def _task(self, texts: list[str]) -> str:
-        """A masked language model fills the masks where each text has one; else it embeds."""
+        """A masked language model fills the masks where a text has one; else it embeds."""
         mask = self._tokenizer.mask_token
-        if "fill-mask" in self._tasks and all(mask in text for text in texts):
+        if "fill-mask" in self._tasks and any(mask in text for text in texts):
             return "fill-mask"
         return "embeddings"
 
