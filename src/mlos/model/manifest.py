@@ -1,6 +1,6 @@
 """The manifest: everything a package declares about itself, as immutable as its digest.
 
-What differs between two installs of the same model (times, dates) is not in it; it stands in the store's install
+What differs between two installs of the same model (times, dates) is not in it; it stands in the install
 record. So the same model, converted by the same tools on the same kind of processor, has the same digest: the
 golden record and the parity it led to hold the last bits of floating-point sums, which instruction sets decide.
 """
