@@ -67,3 +67,9 @@ def test_five_kills(made: tuple[dict[str, Any], Path], tiny_bert: Path, tmp_path
 @pytest.mark.timeout(1800)
 def test_twenty_kills(made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     survive("seeded/tiny/bert", 20, length(made, 5.0), tmp_path / "home")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(14400)
+def test_f05_two_hundred_kills(made: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    survive("seeded/tiny/bert", 200, length(made, 5.0), tmp_path / "home")
