@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,12 +66,13 @@ class Repository:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it arrived."""
+    """One request as it arrived, ``at`` seconds of the monotonic clock."""
 
     origin: str
     method: str
     path: str
     headers: dict[str, str]
+    at: float
 
 
 class HubServer:
@@ -154,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, origin = self.server.hub, self.server.origin
         headers = {name.lower(): value for name, value in self.headers.items()}
-        hub.record(Seen(origin, self.command, self.path, headers))
+        hub.record(Seen(origin, self.command, self.path, headers, time.monotonic()))
         path = unquote(urlsplit(self.path).path)
         fault = hub.fault_for(f"{origin}:{path}")
         match fault and fault.kind:
