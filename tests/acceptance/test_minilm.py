@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -70,7 +70,7 @@ def reference() -> NDArray[Any]:
 
 
 def ask(url: str, body: dict[str, Any]) -> Any:
-    answer = httpx.post(f"{url}/v1/models/minilm/inference", json=body, timeout=60)
+    answer = httpx2.post(f"{url}/v1/models/minilm/inference", json=body, timeout=60)
     answer.raise_for_status()
     return answer.json()["result"]
 

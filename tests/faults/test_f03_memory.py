@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -36,7 +36,7 @@ def test_ten_thousand_mixed_requests_neither_leak_nor_mix(tmp_path: Path) -> Non
         url = server.stdout.readline().strip()
         chance = random.Random(3)
         texts = [" ".join(chance.choices(WORDS, k=chance.randint(1, 60))) for _ in range(200)]
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url, timeout=60) as client:
 
             def ask(text: str) -> Any:
                 answer = client.post("/v1/models/bert/inference", json={"text": text, "task": "embeddings"})

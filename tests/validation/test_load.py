@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from mlos.errors import WorkerError
@@ -77,7 +77,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_answer_carries_every_stage_that_the_server_reported() -> None:
-    with serving(lambda body: (200, answer())) as (url, asked), httpx.Client() as client:
+    with serving(lambda body: (200, answer())) as (url, asked), httpx2.Client() as client:
         got = ask(client, url, {"text": "hello"})
     assert asked == [{"text": "hello"}]
     assert got.answer.result == {"embedding": [0.5], "dimensions": 1}
@@ -101,7 +101,7 @@ def test_an_answer_carries_every_stage_that_the_server_reported() -> None:
 def test_an_answer_that_is_none_says_what_is_wrong(status: int, content: bytes, said: str) -> None:
     with (
         serving(lambda body: (status, content)) as (url, _),
-        httpx.Client() as client,
+        httpx2.Client() as client,
         pytest.raises(WorkerError, match=said),
     ):
         ask(client, url, {"text": "hello"})
@@ -110,7 +110,7 @@ def test_an_answer_that_is_none_says_what_is_wrong(status: int, content: bytes, 
 def test_nobody_there_is_an_error_like_any_other() -> None:
     with serving(lambda body: (200, answer())) as (url, _):
         pass
-    with httpx.Client() as client, pytest.raises(WorkerError, match="ConnectError"):
+    with httpx2.Client() as client, pytest.raises(WorkerError, match="ConnectError"):
         ask(client, url, {"text": "hello"})
 
 

@@ -10,7 +10,7 @@ import re
 import time
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 
 from mlos.errors import MlosError, WorkerError
@@ -39,7 +39,7 @@ class Asked(msgspec.Struct):
     stages_ms: dict[str, float]
 
 
-def ask(client: httpx.Client, url: str, body: dict[str, Any]) -> Asked:
+def ask(client: httpx2.Client, url: str, body: dict[str, Any]) -> Asked:
     """Post ``body`` and take the answer; the clock stops when its last byte is here, before it is read.
 
     Raises:
@@ -49,10 +49,10 @@ def ask(client: httpx.Client, url: str, body: dict[str, Any]) -> Asked:
     began = time.perf_counter()
     try:
         response = client.post(url, content=content, headers={"Content-Type": "application/json"})
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise WorkerError(f"no answer: {type(error).__name__}: {error}") from error
     taken_ms = (time.perf_counter() - began) * 1e3
-    if response.status_code != httpx.codes.OK:
+    if response.status_code != httpx2.codes.OK:
         raise _refusal(response)
     try:
         answer = msgspec.json.decode(response.content, type=Answer)
@@ -64,5 +64,5 @@ def ask(client: httpx.Client, url: str, body: dict[str, Any]) -> Asked:
     return Asked(answer, taken_ms, {**front, **answer.timings_ms})
 
 
-def _refusal(response: httpx.Response) -> MlosError:
+def _refusal(response: httpx2.Response) -> MlosError:
     return WorkerError(f"the server answered {response.status_code}: {response.text[:_SHOWN]}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 from mlos.errors import MlosError
 from mlos.host.environment import steal_seconds
@@ -57,8 +57,8 @@ def single_stream(url: str, golden: Sequence[dict[str, Any]], seed: int) -> Load
         seed: of the order and the variants.
     """
     load, chance = Load(), random.Random(seed)  # noqa: S311  (a load generator, not cryptography)
-    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-    with httpx.Client(timeout=_TIMEOUT, limits=limits, trust_env=False) as client:
+    limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1)
+    with httpx2.Client(timeout=_TIMEOUT, limits=limits, trust_env=False) as client:
         began = time.perf_counter()
         end = began + BUDGET_SECONDS
         while (
@@ -81,7 +81,7 @@ def single_stream(url: str, golden: Sequence[dict[str, Any]], seed: int) -> Load
 
 
 def _window(
-    client: httpx.Client,
+    client: httpx2.Client,
     url: str,
     golden: Sequence[dict[str, Any]],
     chance: random.Random,
@@ -97,7 +97,7 @@ def _window(
 
 
 def _round(
-    client: httpx.Client,
+    client: httpx2.Client,
     url: str,
     golden: Sequence[dict[str, Any]],
     chance: random.Random,

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Literal, TypeAlias
 
-import httpx
+import httpx2
 from huggingface_hub import constants
 
 from mlos.catalogue import Catalogue, Entry
@@ -149,7 +149,7 @@ def _hub_silence() -> str | None:
         return "HF_HUB_OFFLINE is set"
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:
-        httpx.head(endpoint, timeout=_REACH_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        httpx2.head(endpoint, timeout=_REACH_SECONDS)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return f"the hub at {endpoint} does not answer ({type(error).__name__})"
     return None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from mlos.errors import MissingExtraError, MlosError, UnavailableError
 
@@ -159,11 +159,11 @@ def _wait_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
         if process.poll() is not None:
             raise UnavailableError(f"mlos_core ended: {_last_words(process, log)}")
         try:
-            answer = httpx.get(f"{url}/v2/health/ready", timeout=START_SECONDS, trust_env=False)
-        except httpx.TransportError as error:
+            answer = httpx2.get(f"{url}/v2/health/ready", timeout=START_SECONDS, trust_env=False)
+        except httpx2.TransportError as error:
             reason = f"{type(error).__name__}: {error}"
         else:
-            if answer.status_code == httpx.codes.OK:
+            if answer.status_code == httpx2.codes.OK:
                 return
             reason = answer.text
             failed = [row for row in _models(url) if str(row.get("state")).upper() == "FAILED"]
@@ -180,10 +180,10 @@ def _models(url: str) -> list[dict[str, Any]]:
         UnavailableError: if the server does not answer with such a list.
     """
     try:
-        answer = httpx.get(f"{url}/v1/models", timeout=START_SECONDS, trust_env=False)
+        answer = httpx2.get(f"{url}/v1/models", timeout=START_SECONDS, trust_env=False)
         rows = answer.raise_for_status().json()["data"]
         return [dict(row) for row in rows]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError) as error:
         raise UnavailableError(f"mlos_core does not list its models: {error!r}") from error
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 
@@ -104,7 +104,7 @@ def validate(planned: PlannedModel, settings: Settings, seed: int, console: Cons
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
         _describe(row, server)
         url = f"{server.url}/v1/models/{quote(server.model['id'], safe='/@:')}/inference"
-        client = running.enter_context(httpx.Client(timeout=_REQUEST_SECONDS, trust_env=False))
+        client = running.enter_context(httpx2.Client(timeout=_REQUEST_SECONDS, trust_env=False))
         with console.step(f"{planned.name}: parity through HTTP"):
             golden = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
         if row.sound:
