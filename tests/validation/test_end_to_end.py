@@ -216,6 +216,14 @@ def test_a_file_that_cannot_be_packaged_fails(tmp_path: Path) -> None:
     assert (row.status, gates(row)) == ("failed", {"install": "failed"})
 
 
+def command(process: psutil.Process) -> list[str]:
+    """What a process was started as; nothing, if it has ended since it was seen."""
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ended_early_it_ends_the_server_and_keeps_what_it_found(
     package: Package, home: Path, tmp_path: Path, number: signal.Signals
@@ -231,13 +239,14 @@ def test_ended_early_it_ends_the_server_and_keeps_what_it_found(
         servers: list[psutil.Process] = []
         while not servers and time.monotonic() < deadline:
             below = psutil.Process(process.pid).children(recursive=True)
-            servers = [child for child in below if any("mlos_core" in part for part in child.cmdline())]
+            servers = [child for child in below if any("mlos_core" in part for part in command(child))]
             time.sleep(0.05)
         assert servers, "mlos_core was never started"
         process.send_signal(number)
         assert process.wait(60) == 130
     finally:
         process.kill()
+        process.wait()
     _, alive = psutil.wait_procs(servers, timeout=10)
     assert alive == []
     (row,) = only_run(tmp_path).rows
