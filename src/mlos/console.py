@@ -82,20 +82,20 @@ class Console:
     def note(self, text: str) -> None:
         """Tell a person something in passing; silent unless the output is for people."""
         if self.output is OutputFormat.HUMAN:
-            self._err.print(text, markup=False)
+            self._err.print(_harmless(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Tell something that may matter later; always written."""
-        self._err.print(f"[yellow]warning:[/] {escape(text)}")
+        self._err.print(f"[yellow]warning:[/] {escape(_harmless(text))}")
 
     def error(self, error: MlosError) -> None:
         """Show an error: one clear line, and what to do next. With JSON output, one JSON object on stderr."""
         if self.output is OutputFormat.JSON:
             self._err.print(json.dumps({"error": error.as_dict()}), markup=False, soft_wrap=True)
             return
-        self._err.print(f"[red]error:[/] {escape(error.message)}")
+        self._err.print(f"[red]error:[/] {escape(_harmless(error.message))}")
         if error.hint:
-            self._err.print(f"[dim]try:[/] {escape(error.hint)}")
+            self._err.print(f"[dim]try:[/] {escape(_harmless(error.hint))}")
 
     @contextmanager
     def step(self, name: str, total: float | None = None, unit: str = "") -> Iterator[Step]:
@@ -129,6 +129,14 @@ def _plain_or_terminal(stream: TextIO) -> RichConsole:
     """A console that fits its terminal, or cuts nothing where it writes to a file or a pipe."""
     width = None if stream.isatty() else _WIDE
     return RichConsole(file=stream, soft_wrap=width is not None, width=width, highlight=False, emoji=False)
+
+
+def _harmless(text: str) -> str:
+    """``text`` with control characters shown as escapes: a name must not move a terminal's cursor."""
+    return "".join(
+        character if character.isprintable() or character in "\n\u00a0\u3000" else repr(character)[1:-1]
+        for character in text
+    )
 
 
 class _SilentStep:

@@ -7,6 +7,7 @@ of the command line; the HTTP statuses are RFC 9110's.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 
@@ -48,10 +49,12 @@ class MlosError(Exception):
     def from_dict(cls, data: dict[str, Any]) -> MlosError:
         """Rebuild an error that crossed a process boundary, as the class its ``code`` names."""
         kind = _by_code().get(str(data.get("code")), cls)
-        return kind(
-            str(data.get("message", "no message")),
-            **{key: data.get(key) for key in ("hint", "field", "expected", "got")},
-        )
+        details = {key: data.get(key) for key in ("hint", "field", "expected", "got")}
+        return kind(str(data.get("message", "no message")), **details)
+
+    def again(self) -> MlosError:
+        """The same error once more, without the traceback of its first raising."""
+        return copy.copy(self).with_traceback(None)
 
 
 class UsageError(MlosError):

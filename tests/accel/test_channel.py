@@ -181,10 +181,28 @@ def test_an_object_cannot_cross_and_the_next_request_can(backend: Backend) -> No
     async def main() -> None:
         front = backend[0](unbroken)
         serving = Serving(backend[1](front.connect()), echo)
-        for body in (object(), np.array([object()]), np.array(["text"])):
+        for body in (object(), np.array([object()]), np.array(["text"]), {"too large": 2**64}):
             with pytest.raises(InvalidInputError, match="cannot"):
                 await front.submit(body, deadline=soon()).outcome
         assert (await front.submit("fine", deadline=soon()).outcome).body == "fine"
+        front.close(GONE)
+        serving.thread.join()
+
+    run(main())
+
+
+def test_what_cannot_cross_harms_nothing_that_waits_behind_it(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        descriptor = front.connect()
+        poison = [front.submit({"x": 2**64}, deadline=soon()) for _ in range(3)]
+        behind = front.submit("behind", deadline=soon())
+        serving = Serving(backend[1](descriptor), echo)
+        assert (await behind.outcome).body == "behind"
+        for ticket in poison:
+            with pytest.raises(InvalidInputError, match="cannot"):
+                await ticket.outcome
+        assert front.waiting == 0
         front.close(GONE)
         serving.thread.join()
 

@@ -97,6 +97,7 @@ def test_a_worker_imports_nothing_heavy_and_says_how_it_loaded(start: Start, sto
     packages.embedder(store)
     server = start()
     assert server.infer("embedder", {"text": "mlos"}).status == 200
+    server.wait_for(lambda: any(line["message"] == "model ready" for line in server.lines()))
     ready = next(line for line in server.lines() if line["message"] == "model ready")
     assert ready["heavy"] == []
     assert set(ready["stages"]) == {"start", "verify", "confine", "open", "warm_up"}

@@ -36,6 +36,11 @@ def test_notes_warnings_and_errors_go_to_stderr(capsys: pytest.CaptureFixture[st
     assert captured.err == "a note\nwarning: careful [here]\nerror: no [bold] model :x:0:\ntry: axon list\n"
 
 
+def test_a_hostile_name_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().error(NotFoundError("no \x1b[31mred\x9b model, naïve café"))
+    assert capsys.readouterr().err == "error: no \\x1b[31mred\\x9b model, naïve café\n"
+
+
 def test_errors_are_one_json_object_when_json_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Console(OutputFormat.JSON).error(CorruptError("x", field="f", expected="a", got="b"))
     assert json.loads(capsys.readouterr().err)["error"]["code"] == "corrupt"

@@ -57,6 +57,9 @@ def test_the_parts_of_a_reference() -> None:
         "hf/a b/c",
         "file:",
         "file:a\nb",
+        "file:a\x7fb",
+        "file:a\x9bb",
+        "file:a\udcffb",
         "hf/" + "a" * 200,
     ],
 )

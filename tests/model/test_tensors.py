@@ -30,6 +30,8 @@ def test_a_nested_list_becomes_an_array_of_the_declared_type() -> None:
         (IDS, [[None]], "elements of type"),
         (IDS, [[float("nan")]], "NaN"),
         (IDS, [[2**70]], "elements of type object"),
+        (IDS, [[2.0**63, 0]], "beyond 9007199254740992"),
+        (IDS, [[2**63, -1]], "beyond 9007199254740992"),
         (IMAGE, [[1, 2]], "shape [1, 2]"),
         (IMAGE, [[1e60, 0, 0]], "too large"),
         (TensorSpec(name="mask", dtype="BOOL", shape=(1,)), [2], "outside 0 to 1"),

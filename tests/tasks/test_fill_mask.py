@@ -9,7 +9,7 @@ import pytest
 import transformers
 from tests.tasks.conftest import WORDS, Package
 
-from mlos.errors import InvalidInputError, RefusedError, WorkerError
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, WorkerError
 from mlos.model import InferenceRequest
 from mlos.tasks.fill_mask import FillMask
 
@@ -106,6 +106,13 @@ def test_what_it_cannot_answer_is_named(task: FillMask, request_: Any, field: st
     with pytest.raises(InvalidInputError) as caught:
         task.preprocess(InferenceRequest(**request_))
     assert (caught.value.field, caught.value.got) == (field, got)
+
+
+@pytest.mark.parametrize(("masks", "top_k"), [(11, 100), (2, 501)])
+def test_more_candidates_than_can_be_told_are_refused(task: FillMask, masks: int, top_k: int) -> None:
+    request = InferenceRequest(text="[MASK] " * masks, parameters={"top_k": top_k})
+    with pytest.raises(PayloadTooLargeError, match=f"{masks * top_k} candidates"):
+        task.preprocess(request)
 
 
 def test_nan_becomes_an_error_and_never_json(package: Package, task: FillMask) -> None:

@@ -173,7 +173,7 @@ class UserspaceFront:
                 continue
             try:
                 packet = self._wire.encode(Submit(ticket.id, ticket.deadline, now, ticket.body))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 ticket.end(InvalidInputError(f"the request cannot be handed to the model: {error}"))
                 continue
             except OSError as error:

@@ -107,7 +107,7 @@ class Replica:
         """
         self.start()
         if self.error is not None:
-            raise MlosError.from_dict(self.error.as_dict())
+            raise self.error.again()
         if self.state is State.RESTARTING and self._crashes > 1:
             raise UnavailableError(
                 f"model {self.package.name} is restarting: {self.reason}",

@@ -28,6 +28,7 @@ from mlos.accel.userspace import UserspaceWorker
 from mlos.core.worker_protocol import Answer, Orders, Report
 from mlos.engines import Engine, engine_for
 from mlos.errors import MlosError, NoRoomError, WorkerError
+from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
 from mlos.host.sandbox import Policy, confine
 from mlos.model import InferenceRequest, Manifest, TensorSpec
@@ -37,6 +38,8 @@ from mlos.tasks import Tasks, tasks_of
 HEAVY = ("torch", "transformers", "huggingface_hub")
 """What a worker must not import: they take seconds and gigabytes, and do not serve."""
 _OPEN_FILES = 256
+_MEMORY_SHARE = 0.75
+"""Of the memory this host may use: the most a worker may, so that a greedy request fails alone."""
 
 
 class Model:
@@ -89,7 +92,12 @@ def load(orders: Orders) -> tuple[Model, Report]:
         store.check(package)
     manifest: Manifest = package.manifest
     with stage("confine"):
-        confinement = confine(measured(Policy(read=(package.folder,), open_files=_OPEN_FILES)))
+        policy = Policy(
+            read=(package.folder,),
+            open_files=_OPEN_FILES,
+            memory_bytes=int(_MEMORY_SHARE * usable_memory()),
+        )
+        confinement = confine(measured(policy))
     with stage("open"):
         engine = engine_for(manifest.artifact).open(package.folder, manifest.artifact, orders.threads)
         tasks = tasks_of(package.folder, manifest, max_text_bytes=orders.max_text_bytes)

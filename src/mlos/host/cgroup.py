@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,12 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     ]
     limits = [int(text) for text in texts if text.isdigit()]
     return min((limit for limit in limits if limit < _NO_MEMORY_LIMIT), default=None)
+
+
+def usable_memory() -> int:
+    """Bytes of memory this process may use: the host's, or less where its groups are limited."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(host, memory_limit() or host)
 
 
 def _share(quota_and_period: list[str]) -> float | None:

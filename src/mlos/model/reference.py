@@ -36,7 +36,7 @@ class Reference:
         """
         if text.startswith("file:"):
             path = text.removeprefix("file:").removeprefix("//")
-            if not path or any(ord(character) < 32 for character in path):
+            if not path or not _plain(path):
                 raise _bad(text, "a path after 'file:'")
             return cls("file", path)
         body, at, revision = text.replace("://", "/", 1).partition("@")
@@ -73,6 +73,12 @@ class Reference:
     def __str__(self) -> str:
         body = f"file:{self.path}" if self.source == "file" else f"{self.source}/{self.path}"
         return f"{body}@{self.revision}" if self.revision else body
+
+
+def _plain(path: str) -> bool:
+    """Whether a path is Unicode text without control characters (C0, DEL, C1)."""
+    codes = [ord(character) for character in path]
+    return not any(code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000 for code in codes)
 
 
 def _bad(text: str, expected: str) -> UsageError:

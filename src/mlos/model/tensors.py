@@ -19,6 +19,9 @@ DType: TypeAlias = Literal[
 ]
 """Element types under the names of the Open Inference Protocol V2."""
 
+_EXACT = 2**53
+"""Up to here each whole number has a double of its own (IEEE 754)."""
+
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(name.lower().replace("fp", "float") if name.startswith("FP") else name.lower())
     for name in get_args(DType)
@@ -64,6 +67,8 @@ class TensorSpec(BaseModel):
         if self.numpy_dtype.kind in "biu":
             if given.dtype.kind == "f" and given.size and not np.equal(np.mod(given, 1), 0).all():
                 raise self._wrong(expected, "numbers with a fraction")
+            if given.dtype.kind == "f" and given.size and np.abs(given).max() > _EXACT:
+                raise self._wrong(expected, f"fractional numbers beyond {_EXACT}, where whole ones are lost")
             low, high = (0, 1) if self.dtype == "BOOL" else _range(self.numpy_dtype)
             if given.size and (given.min() < low or given.max() > high):
                 raise self._wrong(expected, f"numbers outside {low} to {high}")

@@ -15,6 +15,10 @@ from pathlib import Path
 SUFFIX = ".lock"
 
 
+_FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""No link is followed, and a pipe in a lock's place does not make us wait for its writer."""
+
+
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``, waiting for it; it is created where it does not exist."""
@@ -42,7 +46,9 @@ def if_free(path: Path) -> Iterator[bool]:
 def _acquire(path: Path, operation: int) -> int:
     # Opened for reading only, so that a lease can be taken on a store that this process may not write.
     while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644
+        )
         try:
             fcntl.flock(descriptor, operation)
             alive = os.fstat(descriptor).st_nlink > 0

@@ -200,6 +200,14 @@ class Store:
             return self._layout.refs.stat().st_mtime_ns
         except FileNotFoundError:
             return 0
+        except OSError as error:
+            raise self._no_store(error) from error
+
+    def _no_store(self, error: OSError) -> RefusedError:
+        return RefusedError(
+            f"the store {str(self.root)[:200]} cannot be read: {error.strerror}",
+            hint="point MLOS_HOME at a folder, or make this one readable",
+        )
 
     def _scan(self) -> list[Package | Broken]:
         """Every installed reference, last installed first."""
@@ -207,8 +215,8 @@ class Store:
             files = sorted(file for file in self._layout.refs.iterdir() if file.suffix == ".json")
         except FileNotFoundError:
             return []
-        except PermissionError as error:
-            raise RefusedError(f"the store {self.root} cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise self._no_store(error) from error
         found = [item for file in files if (item := self._open(file)) is not None]
         found.sort(key=_installed_at, reverse=True)
         owners: dict[str, Package | Broken] = {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mlos.errors import InvalidInputError, RefusedError
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
 from mlos.tasks.prepared import MAX_TEXT_BYTES, Prepared, check_parameters, require_finite, subject, texts_of
 from mlos.tasks.text import TextEncoder
@@ -69,6 +69,15 @@ class FillMask:
                     expected=f"a text with {self._mask_token}{within}",
                     got=got,
                 )
+        candidates = int((inputs["input_ids"] == self._mask_id).sum()) * top_k
+        if candidates > _MOST:
+            raise PayloadTooLargeError(
+                f"the masks of this request times top_k ask for {candidates} candidates",
+                field="parameters.top_k",
+                expected=f"at most {_MOST} candidates in all",
+                got=str(candidates),
+                hint="send fewer masks at a time, or ask for a smaller top_k",
+            )
         return Prepared(inputs, (_OUTPUT,), (request.text is not None, top_k))
 
     def postprocess(self, prepared: Prepared, outputs: Tensors) -> Any:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from mlos.errors import RefusedError
+from mlos.errors import PayloadTooLargeError, RefusedError
 from mlos.model import Manifest
 
+MAX_TOKENS = 16_384
+"""Most tokens of one request, padding included: what a model needs for its activations grows with them."""
 _FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Input tensor to the attribute of an encoding that fills it."""
 
@@ -57,8 +59,21 @@ class TextEncoder:
         )
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """The model's inputs for ``texts``: each of shape (texts, tokens of the longest)."""
+        """The model's inputs for ``texts``: each of shape (texts, tokens of the longest).
+
+        Raises:
+            PayloadTooLargeError: if that is over :data:`MAX_TOKENS` in all.
+        """
         encodings = self.tokenizer.encode_batch_fast(list(texts))
+        tokens = len(encodings) * len(encodings[0].ids)
+        if tokens > MAX_TOKENS:
+            raise PayloadTooLargeError(
+                f"{len(encodings)} texts padded to {len(encodings[0].ids)} tokens make {tokens} tokens",
+                field="texts",
+                expected=f"at most {MAX_TOKENS} tokens, padding included",
+                got=f"{tokens} tokens",
+                hint="send fewer texts at a time",
+            )
         return {
             spec.name: np.array(
                 [getattr(encoding, _FIELDS[spec.name]) for encoding in encodings], dtype=spec.numpy_dtype

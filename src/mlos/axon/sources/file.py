@@ -24,7 +24,7 @@ from mlos.axon.sources.digests import sha256_of
 from mlos.axon.sources.local import copy_files
 from mlos.axon.sources.selection import select
 from mlos.console import Console
-from mlos.errors import NotFoundError, RefusedError
+from mlos.errors import NotFoundError, RefusedError, UsageError
 from mlos.model import Reference
 from mlos.model.manifest import normal_path
 from mlos.store import Store
@@ -46,7 +46,12 @@ class FileSource:
             RefusedError, CorruptError: if there is no model there that MLOS will read.
         """
         path, commit_wanted = _split(reference.path)
-        place = Path(path).expanduser().absolute()
+        try:
+            place = Path(path).expanduser().absolute()
+            place.exists()
+        except (RuntimeError, OSError) as error:  # no such user; a name too long
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"not a path: {path[:200]!r}: {reason}", field="reference") from error
         if place.is_dir():
             selection = select(_names(place), str(place))
             paths, notes, root = selection.paths, selection.notes, place

@@ -70,6 +70,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head, self._lingered = None, 0
         super().on_headers_complete()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header; trailers, which nothing here reads, are let go instead of kept."""
+        if self._head is not None:
+            super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
         """Take in a part of a body, unless its head was refused."""
         if not self.transport.is_closing():
