@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.tasks.conftest import Package
 
 from mlos.errors import PayloadTooLargeError
 from mlos.model import InferenceRequest
