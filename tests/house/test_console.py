@@ -87,3 +87,11 @@ def test_an_error_crosses_a_process_boundary_as_itself() -> None:
     assert again.as_dict() == error.as_dict()
     assert type(MlosError.from_dict(UnavailableError("later").as_dict())) is UnavailableError
     assert type(MlosError.from_dict({"code": "from the future", "message": "m"})) is MlosError
+
+
+def test_an_error_raised_again_keeps_when_to_come_back() -> None:
+    first = UnavailableError("later", retry_after=30.0, hint="wait")
+    again = first.again()
+    assert isinstance(again, UnavailableError)
+    assert again is not first
+    assert (again.message, again.hint, again.retry_after) == ("later", "wait", 30.0)

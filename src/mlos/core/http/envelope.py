@@ -46,7 +46,7 @@ class Envelope:
 
         try:
             await self._app(scope, receive, answer)
-        except Exception:
+        except Exception:  # logged with its place; the client gets a 500 and the server goes on
             _log.exception("a request met a bug", extra=fields(request_id=request_id))
             if status:
                 raise  # too late for an answer: the connection has to be cut
