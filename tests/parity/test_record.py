@@ -98,7 +98,7 @@ def test_pickled_objects_are_never_loaded(golden: GoldenRecord, tmp_path: Path) 
         lambda record: record.update(schema_version=2),
         lambda record: record.update(cases=3),
         lambda record: record["cases"][0].pop("task"),
-        lambda record: record["cases"][0].update(request={"prompt": "x"}),
+        lambda record: record["cases"][0].update(request={"promptly": "x"}),
         lambda record: record.update(framework=[]),
     ],
 )

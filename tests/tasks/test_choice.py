@@ -10,7 +10,7 @@ from tests.tasks.conftest import Package
 from mlos.errors import InvalidInputError, NotFoundError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest
 from mlos.settings import Settings
-from mlos.tasks import MAX_TEXT_BYTES, Tasks, tasks_of
+from mlos.tasks import Limits, Tasks, tasks_of
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_what_is_no_text_is_refused(tasks: Tasks, task: str, request_: dict[str,
 
 @pytest.mark.parametrize("task", ["fill-mask", "embeddings"])
 def test_too_much_text_is_refused_before_it_is_tokenised(package: Package, task: str) -> None:
-    tasks = tasks_of(package.folder, package.manifest, max_text_bytes=20)
+    tasks = tasks_of(package.folder, package.manifest, Limits(max_text_bytes=20))
     for fits in (
         InferenceRequest(text="[MASK]" + "é" * 7, task=task),
         InferenceRequest(texts=["[MASK] cat"] * 2),
@@ -115,4 +115,4 @@ def test_too_much_text_is_refused_before_it_is_tokenised(package: Package, task:
 
 
 def test_the_limit_is_that_of_the_settings() -> None:
-    assert Settings().max_text_bytes == MAX_TEXT_BYTES == 1 << 20
+    assert Settings().max_text_bytes == Limits().max_text_bytes == 1 << 20

@@ -11,12 +11,13 @@ from tests.tasks.conftest import Package
 
 from mlos.errors import InvalidInputError, RefusedError, WorkerError
 from mlos.model import InferenceRequest
+from mlos.tasks import Limits
 from mlos.tasks.embeddings import Embeddings
 
 
 @pytest.fixture(scope="module")
 def task(package: Package) -> Embeddings:
-    return Embeddings(package.folder, package.manifest)
+    return Embeddings(package.folder, package.manifest, Limits())
 
 
 def answer(package: Package, task: Embeddings, **request: Any) -> Any:
@@ -60,7 +61,7 @@ def test_a_text_has_the_same_vector_in_any_company(package: Package, task: Embed
 
 
 def test_the_package_says_whether_to_normalise(package: Package) -> None:
-    plain = Embeddings(package.folder, package.with_options("embeddings", normalize=None))
+    plain = Embeddings(package.folder, package.with_options("embeddings", normalize=None), Limits())
     ours = answer(package, plain, text=TEXTS[0])
     np.testing.assert_allclose(ours["embedding"], reference(package, TEXTS[:1], normalize=False)[0], atol=1e-6)
 
@@ -91,8 +92,8 @@ def test_nan_becomes_an_error_and_never_json(package: Package, task: Embeddings)
 
 def test_a_package_that_cannot_embed_is_refused(package: Package) -> None:
     with pytest.raises(RefusedError, match="pools its embeddings by 'max'"):
-        Embeddings(package.folder, package.with_options("embeddings", pooling="max"))
+        Embeddings(package.folder, package.with_options("embeddings", pooling="max"), Limits())
     artifact = package.manifest.artifact
     logits = artifact.model_copy(update={"outputs": artifact.outputs[:1]})
     with pytest.raises(RefusedError, match="no last_hidden_state"):
-        Embeddings(package.folder, package.manifest.model_copy(update={"artifact": logits}))
+        Embeddings(package.folder, package.manifest.model_copy(update={"artifact": logits}), Limits())

@@ -11,6 +11,7 @@ from tests.tasks.conftest import WORDS, Package
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, WorkerError
 from mlos.model import InferenceRequest
+from mlos.tasks import Limits
 from mlos.tasks.fill_mask import FillMask
 
 
@@ -21,7 +22,7 @@ def pipeline(package: Package) -> Any:
 
 @pytest.fixture(scope="module")
 def task(package: Package) -> FillMask:
-    return FillMask(package.folder, package.manifest)
+    return FillMask(package.folder, package.manifest, Limits())
 
 
 def answer(package: Package, task: FillMask, **request: Any) -> Any:
@@ -133,10 +134,10 @@ def test_huge_logits_overflow_nothing(package: Package, task: FillMask) -> None:
 
 def test_a_package_that_cannot_fill_masks_is_refused(package: Package) -> None:
     with pytest.raises(RefusedError, match="no mask token"):
-        FillMask(package.folder, package.with_options("fill-mask", mask_token=None))
+        FillMask(package.folder, package.with_options("fill-mask", mask_token=None), Limits())
     with pytest.raises(RefusedError, match=r"no token '<mask>'"):
-        FillMask(package.folder, package.with_options("fill-mask", mask_token="<mask>"))
+        FillMask(package.folder, package.with_options("fill-mask", mask_token="<mask>"), Limits())
     artifact = package.manifest.artifact
     headless = artifact.model_copy(update={"outputs": artifact.outputs[1:]})
     with pytest.raises(RefusedError, match="no logits"):
-        FillMask(package.folder, package.manifest.model_copy(update={"artifact": headless}))
+        FillMask(package.folder, package.manifest.model_copy(update={"artifact": headless}), Limits())

@@ -11,6 +11,7 @@ from tests.tasks.conftest import WORDS, Package
 
 from mlos.errors import InvalidInputError, WorkerError
 from mlos.model import InferenceRequest
+from mlos.tasks import Limits
 from mlos.tasks.tensors import RawTensors
 
 INPUTS = {"input_ids": [[2, 5, 3]], "token_type_ids": [[0, 0, 0]], "attention_mask": [[1, 1, 1]]}
@@ -18,7 +19,7 @@ INPUTS = {"input_ids": [[2, 5, 3]], "token_type_ids": [[0, 0, 0]], "attention_ma
 
 @pytest.fixture(scope="module")
 def task(package: Package) -> RawTensors:
-    return RawTensors(package.folder, package.manifest)
+    return RawTensors(package.folder, package.manifest, Limits())
 
 
 def test_lists_in_lists_out(package: Package, task: RawTensors) -> None:

@@ -66,6 +66,8 @@ class Draft:
     architecture: str | None = None
     preprocessing: Mapping[str, Any] | None = None
     tools: Mapping[str, str] | None = None
+    forms: tuple[Artifact, ...] = ()
+    """Artifacts on the way to this one, in the same folder; to be proved, and left behind."""
 
     def manifest(self, origin: Origin, folder: Path) -> Manifest:
         """The manifest, without parity; hashes every file in ``folder``."""
@@ -112,6 +114,7 @@ def convert_to_draft(origin: Origin, source: Path, folder: Path, console: Consol
         architecture=made.architecture,
         preprocessing=made.preprocessing,
         tools=made.tools,
+        forms=made.forms,
     )
 
 

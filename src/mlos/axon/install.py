@@ -24,7 +24,7 @@ from mlos.axon.sources.lookalike import lookalike
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
 from mlos.errors import HubError
-from mlos.model import Manifest, Reference
+from mlos.model import Manifest, ParityMeasure, Reference
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
 
@@ -156,7 +156,10 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
             manifest = draft.manifest(origin, staging.folder)
         if manifest.golden is not None:
             with clock.stage("parity"):
-                measures = prove(staging.folder, manifest, _tolerance(origin.entry, manifest), console)
+                measures: tuple[ParityMeasure, ...] = ()
+                for artifact in (*draft.forms, manifest.artifact):
+                    form = manifest.model_copy(update={"artifact": artifact})
+                    measures += prove(staging.folder, form, _tolerance(origin.entry, manifest), console)
                 manifest = manifest.model_copy(update={"parity": measures})
         with clock.stage("package"), console.step("package"):
             # The record is part of what is committed, so its own time for this stage ends before the commit.

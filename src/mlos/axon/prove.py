@@ -17,7 +17,7 @@ from mlos.host.child import run_confined
 from mlos.host.environment import usable_cores
 from mlos.host.sandbox import Policy
 from mlos.model import Manifest, ParityMeasure
-from mlos.parity import require, tolerance_named
+from mlos.parity import require, tolerance_of
 
 _CHILD = "mlos.axon.prove_child"
 _TIMEOUT = 900.0  # seconds; a handful of requests, and the loading of the model
@@ -28,10 +28,11 @@ _MEASURES = TypeAdapter(tuple[ParityMeasure, ...])
 def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tuple[ParityMeasure, ...]:
     """Hold the package that ``draft`` describes, its files in ``folder``, to its golden record.
 
-    For each case of the record the package's own task must be the one that takes the request, make exactly the
+    For each case of the record the package's own task must be the one that takes the request, make the
     framework's tensors of it, and make the framework's result of what the engine answers; the engine's outputs
-    are held to the row ``tolerance``. The measures that passed are returned, one per output; none where the
-    draft has no golden record, since no framework answers for such a file.
+    are held to the row ``tolerance``, or to that of a GGUF file's own precision. The measures that passed are
+    returned, one per output; none where the draft has no golden record, since no framework answers for such a
+    file.
 
     Raises:
         ParityError: naming the case, the place, what was expected and what came; or why the record is vacuous.
@@ -40,11 +41,11 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
     """
     if draft.golden is None:
         return ()
-    row = tolerance_named(tolerance)
+    row = tolerance_of(draft.artifact, tolerance)
     policy = Policy(
         read=(folder,),
         # Weights twice (packed for the processor), every case's tensors in double precision, the libraries.
-        memory_bytes=4 * draft.size + 4 * _GIB,
+        memory_bytes=4 * _size(folder) + 4 * _GIB,
         file_bytes=0,
         open_files=256,
     )
@@ -70,3 +71,8 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
         raise ParityError("parity failed: nothing was compared")
     require(measures)
     return measures
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in ``folder``: forms on the way to the artifact are not among the draft's."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlos.engines import Engine, engine_for
+from mlos.engines import Engine, open_model
 from mlos.errors import ParityError
 from mlos.host.child import serve
 from mlos.model import Manifest, ParityMeasure, Tensors
@@ -21,7 +21,7 @@ from mlos.parity import (
     tolerance_named,
     vacuity,
 )
-from mlos.tasks import TENSORS, Prepared, Task, Tasks, tasks_of
+from mlos.tasks import Prepared, Silence, Task, Tasks, tasks_of
 
 
 def answer(
@@ -50,7 +50,7 @@ def answer(
     emit({"cases": len(golden.cases)})
     tasks = tasks_of(folder, manifest)
     asked = {case.name: _ask(case, tasks) for case in golden.cases}
-    engine = engine_for(manifest.artifact).open(folder, manifest.artifact, threads)
+    engine = open_model(folder, manifest.artifact, threads)
     outputs: dict[str, Tensors] = {}
     for case in golden.cases:
         outputs[case.name] = _run(engine, case)
@@ -59,7 +59,8 @@ def answer(
     require(measures)
     for case in golden.cases:
         task, prepared = asked[case.name]
-        difference = compare_result(case, task.postprocess(prepared, outputs[case.name]), tolerance)
+        result = task.postprocess(prepared, task.compute(engine, prepared, Silence()))
+        difference = compare_result(case, result, tolerance)
         if difference is not None:
             raise ParityError(f"wrong result: case {case.name!r}: {difference}", field=case.name)
     return measures
@@ -78,7 +79,7 @@ def _ask(case: Case, tasks: Tasks) -> tuple[Task, Prepared]:
     prepared = task.preprocess(case.request)
     difference = compare_inputs(case, prepared.inputs)
     if difference is not None:
-        wrong = "wrong inputs" if task.name == TENSORS else "wrong tokenizer"
+        wrong = "wrong tokenizer" if "input_ids" in case.inputs else "wrong preprocessing"
         raise ParityError(
             f"{wrong}: case {case.name!r}: {difference}",
             field=difference.where,

@@ -53,7 +53,9 @@ class Catalogue:
 
     @classmethod
     def load(cls, folder: Path) -> Catalogue:
-        """Read a catalogue's folder: ``models/*.toml``, ``configs/*.json`` and ``defaults.toml``.
+        """Read a catalogue's folder: ``models/*.toml``, ``configs/*.json``, ``images/*`` and ``defaults.toml``.
+
+        A golden request names an image by its file in ``images/``.
 
         Raises:
             MlosError: naming the file, and the place in it, of the first thing that is wrong.
@@ -61,7 +63,7 @@ class Catalogue:
         entries: dict[str, Entry] = {}
         owners: dict[str, str] = {}
         for path in sorted((folder / "models").glob("*.toml")):
-            entry = _checked(Entry, _toml(path), path)
+            entry = _checked(Entry, _with_images(_toml(path), folder, path), path)
             if entry.name != path.stem:
                 raise _wrong(path, "name", f"the file's name, '{path.stem}'", repr(entry.name))
             tiny = [entry.tiny_reference] if entry.tiny_reference else []
@@ -74,11 +76,16 @@ class Catalogue:
                         f"{reference} of {owners[reference]}",
                     )
                 owners[reference] = entry.name
-            if entry.seeded is not None and not (folder / "configs" / entry.seeded.config).is_file():
-                raise _wrong(path, "seeded.config", "a file in configs/", repr(entry.seeded.config))
+            recipe = entry.seeded
+            for config in (recipe.config, *recipe.files.values()) if recipe is not None else ():
+                if not (folder / "configs" / config).is_file():
+                    raise _wrong(path, "seeded", "files in configs/", repr(config))
             entries[entry.name] = entry
         path = folder / "defaults.toml"
-        defaults = {task: _checked(TaskDefaults, data, path, task) for task, data in _toml(path).items()}
+        defaults = {
+            task: _checked(TaskDefaults, _with_images(data, folder, path), path, task)
+            for task, data in _toml(path).items()
+        }
         return cls(MappingProxyType(entries), MappingProxyType(defaults), folder)
 
     def match(self, reference: Reference) -> Entry | None:
@@ -142,6 +149,24 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise MlosError(f"catalogue file {path.name} cannot be read: {error}") from error
+
+
+def _with_images(data: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
+    """``data`` of a catalogue file with its golden requests' images in place of the names of their files."""
+
+    def content(name: Any) -> bytes:
+        try:
+            return (folder / "images" / Path(str(name)).name).read_bytes()
+        except OSError as error:
+            raise _wrong(path, "golden", "a file in images/", repr(name)) from error
+
+    for case in data.get("golden", ()):
+        request = case.get("request", {})
+        if "image" in request:
+            request["image"] = content(request["image"])
+        if "images" in request:
+            request["images"] = [content(name) for name in request["images"]]
+    return data
 
 
 def _checked(kind: type[_Model], data: Any, path: Path, within: str = "") -> _Model:

@@ -6,10 +6,19 @@ Everything that is specific to a model stands in such a file; no code knows a mo
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from mlos.errors import MlosError
 from mlos.model import InferenceRequest, Reference, Weights
@@ -64,13 +73,43 @@ class References(_Frozen):
         return {weights: reference for weights, reference in given.items() if reference is not None}
 
 
-class TokenizerRecipe(_Frozen):
-    """A real tokenizer, taken from an installed Python distribution that carries it."""
+class CarriedTokenizer(_Frozen):
+    """A real tokenizer, taken from an installed Python distribution that carries its files."""
 
+    kind: Literal["carried"] = "carried"
     distribution: str
     files: tuple[str, ...] = Field(min_length=1)
     settings: dict[str, Any] = {}
     """Keys of ``tokenizer_config.json`` that differ from the carried file's."""
+
+
+class GgufTokenizer(_Frozen):
+    """A real vocabulary, read from a GGUF file that an installed Python distribution carries."""
+
+    kind: Literal["gguf"]
+    distribution: str
+    files: tuple[str, ...] = Field(min_length=1, max_length=1)
+    settings: dict[str, Any] = {}
+    """Keys of ``tokenizer_config.json``, for example ``chat_template``."""
+
+
+class SyntheticTokenizer(_Frozen):
+    """A vocabulary made up here, where no real one can be had: as large, of the same kind, and labelled so."""
+
+    kind: Literal["synthetic"]
+    model: Literal["unigram"]
+    size: int = Field(gt=300)
+    """Tokens, added ones included."""
+    settings: dict[str, Any] = {}
+    """Keys of ``tokenizer_config.json``."""
+
+
+TokenizerRecipe: TypeAlias = CarriedTokenizer | GgufTokenizer | SyntheticTokenizer
+
+
+def _tokenizer_kind(value: Any) -> str:
+    kind = value.get("kind", "carried") if isinstance(value, dict) else getattr(value, "kind", "carried")
+    return str(kind)
 
 
 class TinyRecipe(_Frozen):
@@ -88,7 +127,17 @@ class SeededRecipe(_Frozen):
     """File in ``configs/``: the published configuration, transcribed."""
     config_source: str = Field(pattern=r"^https://")
     """Where the configuration is published."""
-    tokenizer: TokenizerRecipe
+    tokenizer: (
+        Annotated[
+            Annotated[CarriedTokenizer, Tag("carried")]
+            | Annotated[GgufTokenizer, Tag("gguf")]
+            | Annotated[SyntheticTokenizer, Tag("synthetic")],
+            Discriminator(_tokenizer_kind),
+        ]
+        | None
+    ) = None
+    files: dict[str, str] = {}
+    """Further files of the repository, such as ``preprocessor_config.json``, by their files in ``configs/``."""
     spread: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Standard deviation of a layer's output by an expression found in its name; the first counts, else 1."""
     tiny: TinyRecipe

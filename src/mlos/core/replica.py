@@ -31,6 +31,7 @@ from mlos.core.worker_protocol import Orders, Report
 from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
 from mlos.host.child import environment
 from mlos.store import Package, Store
+from mlos.tasks import Limits
 
 CRASH_LIMIT = 5
 """Deaths in a row after which a model is given up."""
@@ -65,7 +66,7 @@ class Terms:
 
     threads: int
     load_timeout: float
-    max_text_bytes: int
+    limits: Limits
 
 
 class Replica:
@@ -242,7 +243,7 @@ class Replica:
             store=str(self._store.root.absolute()),
             digest=self.package.digest,
             threads=self.terms.threads,
-            max_text_bytes=self.terms.max_text_bytes,
+            limits=self.terms.limits,
             started=started,
         )
         assert process.stdin is not None

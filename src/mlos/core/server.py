@@ -31,6 +31,7 @@ from mlos.errors import UsageError
 from mlos.host.environment import usable_cores
 from mlos.settings import Settings
 from mlos.store import Store
+from mlos.tasks import Limits
 
 _BACKLOG = 2048
 _POLL_SECONDS = 0.02
@@ -85,7 +86,11 @@ def run(settings: Settings, listener: socket.socket, named: Sequence[str], log: 
 
 async def _serve(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
     _raise_descriptor_limit()
-    terms = Terms(settings.threads or usable_cores(), settings.load_timeout, settings.max_text_bytes)
+    terms = Terms(
+        settings.threads or usable_cores(),
+        settings.load_timeout,
+        Limits(settings.max_text_bytes, settings.max_image_pixels),
+    )
     supervisor = Supervisor(Store(settings.store), terms, named)
     metrics = Metrics(supervisor)
     metrics.dropped_log_lines.set_function(lambda: log.dropped)

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -26,8 +26,8 @@ import numpy as np
 from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
 from mlos.core.worker_protocol import Answer, Orders, Report
-from mlos.engines import Engine, engine_for
-from mlos.errors import MlosError, NoRoomError, WorkerError
+from mlos.engines import Engine, open_model
+from mlos.errors import DeadlineError, MlosError, NoRoomError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
 from mlos.host.sandbox import Policy, confine
@@ -48,28 +48,44 @@ class Model:
     def __init__(self, tasks: Tasks, engine: Engine) -> None:
         self._tasks, self._engine = tasks, engine
 
-    def answer(self, job: Job) -> Answer:
-        """Preprocess, compute and postprocess one request."""
+    def answer(self, job: Job, channel: WorkerChannel) -> Answer:
+        """Preprocess, compute and postprocess one request; it is given up when nobody waits for it any more."""
         request = msgspec.convert(job.body, InferenceRequest)
         task = self._tasks.choose(request)
         times = [job.sent, job.received, time.monotonic()]
         prepared = task.preprocess(request)
         times.append(time.monotonic())
-        outputs = self._engine.run(prepared.inputs, prepared.outputs)
+        computed = task.compute(self._engine, prepared, _JobStream(channel, job, wanted=request.stream))
         times.append(time.monotonic())
-        result = msgspec.json.encode(task.postprocess(prepared, outputs))
+        result = msgspec.json.encode(task.postprocess(prepared, computed))
         times.append(time.monotonic())
-        sent, received, begun, preprocessed, computed, postprocessed = times
+        sent, received, begun, preprocessed, finished, postprocessed = times
         return Answer(
             task.name,
             result,
             {
                 "copy_in": 1e3 * (received - sent),
                 "preprocess": 1e3 * (preprocessed - begun),
-                "compute": 1e3 * (computed - preprocessed),
-                "postprocess": 1e3 * (postprocessed - computed),
+                "compute": 1e3 * (finished - preprocessed),
+                "postprocess": 1e3 * (postprocessed - finished),
             },
+            getattr(computed, "tokens", {}),
         )
+
+
+class _JobStream:
+    """A claimed request's way back through the channel."""
+
+    def __init__(self, channel: WorkerChannel, job: Job, *, wanted: bool) -> None:
+        self._channel, self._job, self._wanted = channel, job, wanted
+
+    def emit(self, part: dict[str, Any]) -> None:
+        if self._wanted:
+            self._channel.emit(self._job, part)
+
+    def check(self) -> None:
+        if self._channel.cancelled(self._job):
+            raise DeadlineError("nobody waits for this request any more")
 
 
 def load(orders: Orders) -> tuple[Model, Report]:
@@ -99,8 +115,8 @@ def load(orders: Orders) -> tuple[Model, Report]:
         )
         confinement = confine(measured(policy))
     with stage("open"):
-        engine = engine_for(manifest.artifact).open(package.folder, manifest.artifact, orders.threads)
-        tasks = tasks_of(package.folder, manifest, max_text_bytes=orders.max_text_bytes)
+        engine = open_model(package.folder, manifest.artifact, orders.threads)
+        tasks = tasks_of(package.folder, manifest, orders.limits)
     with stage("warm_up"):
         note = _warm_up(engine, manifest.artifact.inputs)
     report = Report(
@@ -135,12 +151,12 @@ def serve(channel: WorkerChannel, model: Model) -> None:
     """Answer what the channel brings until the front hangs up."""
     while jobs := channel.claim():
         for job in jobs:
-            channel.complete(job, _outcome(model, job))
+            channel.complete(job, _outcome(model, job, channel))
 
 
-def _outcome(model: Model, job: Job) -> Answer | MlosError:
+def _outcome(model: Model, job: Job, channel: WorkerChannel) -> Answer | MlosError:
     try:
-        return model.answer(job)
+        return model.answer(job, channel)
     except MlosError as error:
         return error
     except MemoryError:

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from mlos.tasks import Limits
+
 
 class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock."""
@@ -15,7 +17,7 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     store: str
     digest: str
     threads: int
-    max_text_bytes: int
+    limits: Limits
     started: float
 
 
@@ -37,8 +39,12 @@ class Report(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The body of a completed inference. ``result`` is JSON; times are in milliseconds."""
+    """The body of a completed inference. ``result`` is JSON; times are in milliseconds.
+
+    ``tokens`` counts those of a language model, by what they were: ``prompt``, ``completion``.
+    """
 
     task: str
     result: bytes
     timings_ms: dict[str, float]
+    tokens: dict[str, int] = {}

@@ -2,56 +2,49 @@
 
 Each is a class behind the small protocol :class:`Engine`, found through the entry-point group
 ``mlos.engines.v1``, the built-in ones included. Importing an engine's module imports none of its native
-libraries; opening an artifact does.
+libraries; opening an artifact does. :func:`open_model` opens what a package holds: one file, or the parts of a
+model of several graphs behind the same protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
 
-from numpy.typing import NDArray
-
+from mlos.engines.encoder_decoder import EncoderDecoder
+from mlos.engines.engine import Engine
 from mlos.engines.inputs import check_inputs, check_outputs
+from mlos.engines.language import LanguageModel, Sampling, Vocabulary
 from mlos.errors import RefusedError
-from mlos.model import Artifact, ModelFormat, Tensors
+from mlos.model import Artifact
 
 GROUP = "mlos.engines.v1"
 
-__all__ = ["GROUP", "Engine", "check_inputs", "check_outputs", "engine_for"]
+__all__ = [
+    "GROUP",
+    "EncoderDecoder",
+    "Engine",
+    "LanguageModel",
+    "Sampling",
+    "Vocabulary",
+    "check_inputs",
+    "check_outputs",
+    "engine_for",
+    "open_model",
+]
 
 
-class Engine(Protocol):
-    """An opened artifact. It may be run from several threads at once."""
+def open_model(folder: Path, artifact: Artifact, threads: int) -> Engine:
+    """Open ``artifact`` of the package in ``folder``, to be computed by ``threads`` threads.
 
-    name: ClassVar[str]
-    formats: ClassVar[frozenset[ModelFormat]]
-
-    @classmethod
-    def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
-        """Load ``artifact`` of the package in ``folder``, to be computed by ``threads`` threads.
-
-        Raises:
-            MissingExtraError: if the engine's library is not installed.
-            RefusedError: if the file cannot be loaded, lies outside the folder or is not what was declared.
-        """
-        ...
-
-    def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """Compute the outputs named, or all of them.
-
-        Raises:
-            InvalidInputError: if the tensors are not what the artifact takes; names tensor, expected and got.
-            WorkerError: if the engine itself failed.
-        """
-        ...
-
-    @property
-    def version(self) -> str:
-        """Version of the engine's library."""
-        ...
+    Raises:
+        MissingExtraError: if an engine's library is not installed.
+        RefusedError: if no engine opens it, or a file cannot be loaded or is not what was declared.
+    """
+    if not artifact.parts:
+        return engine_for(artifact).open(folder, artifact, threads)
+    parts = {name: engine_for(part).open(folder, part, threads) for name, part in artifact.parts.items()}
+    return EncoderDecoder(artifact, parts)
 
 
 def engine_for(artifact: Artifact) -> type[Engine]:

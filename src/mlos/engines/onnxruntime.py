@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
+from mlos.engines.files import file_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.errors import InvalidInputError, MissingExtraError, RefusedError, UsageError, WorkerError
 from mlos.model import Artifact, ModelFormat, Tensors
@@ -53,7 +54,7 @@ class OnnxRuntimeEngine:
         # Threads that spin after a run slow whatever runs next on the same cores by some 150 ms.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        path = _inside(folder, artifact.path)
+        path = file_of(folder, artifact)
         try:
             session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
@@ -109,15 +110,6 @@ class OnnxRuntimeEngine:
     def version(self) -> str:
         """Version of ONNX Runtime."""
         return self._version
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise RefusedError(f"the model file lies outside its package: {relative!r}", field="artifact.path")
-    if not path.is_file():
-        raise RefusedError(f"the package has no file {relative!r}", field="artifact.path")
-    return path
 
 
 def _library_errors() -> tuple[type[Exception], ...]:

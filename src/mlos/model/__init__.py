@@ -14,7 +14,7 @@ from mlos.model.manifest import (
     Weights,
 )
 from mlos.model.reference import Reference
-from mlos.model.request import InferenceRequest
+from mlos.model.request import InferenceRequest, Message
 from mlos.model.tensors import DType, Tensors, TensorSpec
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "FileRole",
     "InferenceRequest",
     "Manifest",
+    "Message",
     "ModelFormat",
     "ParityMeasure",
     "Reference",

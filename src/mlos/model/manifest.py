@@ -11,12 +11,13 @@ import hashlib
 import json
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlos.errors import RefusedError
 from mlos.model.tensors import TensorSpec
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+"""Version 2 added models of several graphs and divergences; what version 1 wrote is read as it is."""
 
 ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch"]
 Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
@@ -45,13 +46,24 @@ class FileEntry(_Frozen):
 
 
 class Artifact(_Frozen):
-    """The servable form: which file an engine opens, and the tensors it takes and gives."""
+    """The servable form: which file an engine opens, and the tensors it takes and gives.
+
+    A model of several graphs has no file of its own but ``parts``, each with its own tensors, for example
+    ``encoder`` and ``decoder``; ``inputs`` and ``outputs`` are then those of the whole.
+    """
 
     format: ModelFormat
     precision: str
-    path: str
+    path: str | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parts: dict[str, Artifact] = {}
+
+    @model_validator(mode="after")
+    def _file_or_parts(self) -> Artifact:
+        if (self.path is None) != bool(self.parts):
+            raise ValueError("an artifact has either a path or parts")
+        return self
 
 
 class ParityMeasure(_Frozen):
@@ -60,8 +72,9 @@ class ParityMeasure(_Frozen):
     ``max_abs_error`` is in the output's own unit; ``tolerance`` names the row of the tolerance table that was
     applied; ``worst_ratio`` is the largest of |error| / (atol + rtol * |reference|), so at most 1 passes (all
     three absent where the row bounds no single element); ``cosine`` is that of the worst sample;
-    ``argmax_agreement`` is a share from 0 to 1, absent where an argmax means nothing; ``case`` names the golden
-    case with the largest error.
+    ``argmax_agreement`` is a share from 0 to 1, absent where an argmax means nothing; ``kl_divergence`` is the
+    mean over all decided positions of the Kullback-Leibler divergence from the framework's distribution, in
+    nats, absent where the row bounds none; ``case`` names the golden case with the largest error.
     """
 
     output: str
@@ -72,6 +85,7 @@ class ParityMeasure(_Frozen):
     worst_ratio: float | None = None
     cosine: float
     argmax_agreement: float | None = None
+    kl_divergence: float | None = None
     tolerance: str
     passed: bool
 
@@ -79,7 +93,7 @@ class ParityMeasure(_Frozen):
 class Manifest(_Frozen):
     """A package. Its digest is the SHA-256 of :meth:`canonical`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     name: str
     reference: str
     commit: str

@@ -7,7 +7,7 @@ they stand from the framework's, and whether standing apart would have been noti
 from mlos.parity.compare import compare_outputs, describe, require
 from mlos.parity.difference import Difference, compare_inputs, compare_result
 from mlos.parity.record import Case, GoldenRecord
-from mlos.parity.tolerance import TOLERANCES, Tolerance, tolerance_named
+from mlos.parity.tolerance import TOLERANCES, Tolerance, tolerance_named, tolerance_of
 from mlos.parity.vacuity import vacuity
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "describe",
     "require",
     "tolerance_named",
+    "tolerance_of",
     "vacuity",
 ]

@@ -12,6 +12,11 @@ from mlos.model import Tensors
 from mlos.parity.record import Case
 from mlos.parity.tolerance import Tolerance
 
+INPUT_TOLERANCE = 1e-5
+"""How far a preprocessed fraction may stand from the framework's, in its own unit."""
+FORCED = "decoder_input_ids"
+"""The framework's own answer, which the record puts in so that every step's logits can be compared."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -26,10 +31,15 @@ class Difference:
 
 
 def compare_inputs(case: Case, tensors: Tensors) -> Difference | None:
-    """Whether preprocessing gave exactly the framework's tensors: names, element types, shapes and values."""
-    if set(tensors) != set(case.inputs):
-        return Difference("tensors differ", _listed(case.inputs), _listed(tensors))
-    for name, reference in case.inputs.items():
+    """Whether preprocessing gave the framework's tensors: names, element types, shapes and values.
+
+    Whole numbers must be equal, fractions (pixels, samples) within :data:`INPUT_TOLERANCE`. What the record
+    forces on a decoder is no part of a request, and not compared.
+    """
+    wanted = {name: tensor for name, tensor in case.inputs.items() if name != FORCED}
+    if set(tensors) != set(wanted):
+        return Difference("tensors differ", _listed(wanted), _listed(tensors))
+    for name, reference in wanted.items():
         given = tensors[name]
         if (given.dtype, given.shape) != (reference.dtype, reference.shape):
             return Difference(
@@ -37,7 +47,10 @@ def compare_inputs(case: Case, tensors: Tensors) -> Difference | None:
                 f"{reference.dtype.name} {list(reference.shape)}",
                 f"{given.dtype.name} {list(given.shape)}",
             )
-        differing = np.argwhere(given != reference)
+        if reference.dtype.kind == "f":
+            differing = np.argwhere(~(np.abs(given - reference) <= INPUT_TOLERANCE))
+        else:
+            differing = np.argwhere(given != reference)
         if len(differing):
             place = tuple(differing[0])
             return Difference(
@@ -54,7 +67,8 @@ def compare_result(case: Case, result: Any, tolerance: Tolerance) -> Difference 
     must hold the framework's entries in its order, except that entries whose scores tie within the tolerance
     may change places; scores are probabilities, so an error e of the logits is an error of 2 e of the score,
     relative to it. Rows without an elementwise bound leave rankings and single fractions to the argmax
-    agreement of the outputs.
+    agreement of the outputs, and generated text to their divergence: where one token turns out otherwise, all
+    that follow may. Of a generation they compare the tokens of the prompt alone.
     """
     return _compare("result", case.result, result, tolerance)
 
@@ -63,6 +77,10 @@ def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Diffe
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         if set(expected) != set(got):
             return Difference(f"{where} differs", _listed(expected), _listed(got))
+        if tolerance.atol is None and "finish_reason" in expected:
+            expected, got = (
+                {"usage": {"prompt_tokens": each["usage"]["prompt_tokens"]}} for each in (expected, got)
+            )
         found = (_compare(f"{where}.{key}", expected[key], got[key], tolerance) for key in expected)
         return next(filter(None, found), None)
     if _is_list(expected) and _is_list(got):

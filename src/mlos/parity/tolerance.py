@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mlos.errors import UsageError
+from mlos.model import Artifact
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
         )
     }
 )
+
+
+def tolerance_of(artifact: Artifact, named: str) -> Tolerance:
+    """The row that ``artifact`` is held to: a GGUF file's by its precision, any other's the one ``named``.
+
+    Raises:
+        UsageError: if there is no such row.
+    """
+    return tolerance_named(artifact.precision if artifact.format == "gguf" else named)
 
 
 def tolerance_named(name: str) -> Tolerance:

@@ -1,4 +1,4 @@
-"""Tasks: what a person has (a text, texts, tensors) to an engine's tensors, and its tensors to an answer.
+"""Tasks: what a person has (a text, an image, tensors) to an engine's tensors, and its tensors to an answer.
 
 Each is a class behind the small protocol :class:`Task`, found through the entry-point group ``mlos.tasks.v1``,
 the built-in ones included. What a task needs to know of a model stands in ``manifest.preprocessing[task]``; the
@@ -10,51 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
 from mlos.errors import InvalidInputError, NotFoundError, RefusedError
-from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import MAX_TEXT_BYTES, Prepared, subject
+from mlos.model import InferenceRequest, Manifest
+from mlos.tasks.prepared import Limits, Prepared, subject
+from mlos.tasks.task import Silence, SinglePass, Stream, Task
 
 GROUP = "mlos.tasks.v1"
 TENSORS = "tensors"
 """The task every model has: named tensors in, named tensors out."""
 
-__all__ = ["GROUP", "MAX_TEXT_BYTES", "TENSORS", "Prepared", "Task", "Tasks", "tasks_of"]
-
-
-class Task(Protocol):
-    """One way of asking one model. It keeps nothing between requests; several threads may use it at once."""
-
-    name: ClassVar[str]
-
-    def __init__(self, folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
-        """Read what the package in ``folder`` has for this task.
-
-        Raises:
-            RefusedError: if the package lacks something or asks for what this task cannot do.
-        """
-        ...
-
-    def accepts(self, request: InferenceRequest) -> bool:
-        """Whether a request that names no task is meant for this one."""
-        ...
-
-    def preprocess(self, request: InferenceRequest) -> Prepared:
-        """The request as tensors.
-
-        Raises:
-            InvalidInputError: naming the field, what was expected and what came.
-        """
-        ...
-
-    def postprocess(self, prepared: Prepared, outputs: Tensors) -> Any:
-        """The answer, in the words of JSON, from the outputs that ``prepared`` asked for.
-
-        Raises:
-            WorkerError: if the model answered NaN or infinity, for which JSON has no word.
-        """
-        ...
+__all__ = [
+    "GROUP",
+    "TENSORS",
+    "Limits",
+    "Prepared",
+    "Silence",
+    "SinglePass",
+    "Stream",
+    "Task",
+    "Tasks",
+    "tasks_of",
+]
 
 
 class Tasks:
@@ -75,8 +52,8 @@ class Tasks:
 
         Raises:
             NotFoundError: if the model has no task of that name.
-            InvalidInputError: if not exactly one of ``text``, ``texts`` and ``inputs`` is given, or the model
-                answers tensors alone.
+            InvalidInputError: if not exactly one field holds what is asked about, or the model answers tensors
+                alone.
         """
         kind = subject(request)
         if request.task is not None:
@@ -93,12 +70,12 @@ class Tasks:
         others = [task for name, task in self._tasks.items() if name != TENSORS]
         if not others:
             raise InvalidInputError(
-                "the model takes named tensors, not text", field=kind, expected="inputs", got=kind
+                f"the model takes named tensors, not {kind}", field=kind, expected="inputs", got=kind
             )
         return next((task for task in others if task.accepts(request)), others[0])
 
 
-def tasks_of(folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT_BYTES) -> Tasks:
+def tasks_of(folder: Path, manifest: Manifest, limits: Limits | None = None) -> Tasks:
     """The tasks that ``manifest`` declares, and tensors, for the package in ``folder``.
 
     Raises:
@@ -116,4 +93,4 @@ def tasks_of(folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT
                 hint="upgrade MLOS: pip install --upgrade mlos",
             )
     classes: list[type[Task]] = [known[name].load() for name in names]
-    return Tasks([task(folder, manifest, max_text_bytes=max_text_bytes) for task in classes])
+    return Tasks([task(folder, manifest, limits or Limits()) for task in classes])

@@ -9,13 +9,14 @@ import numpy as np
 
 from mlos.errors import RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import MAX_TEXT_BYTES, Prepared, check_parameters, require_finite, texts_of
+from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, texts_of
+from mlos.tasks.task import SinglePass
 from mlos.tasks.text import TextEncoder
 
 _OUTPUT = "last_hidden_state"
 
 
-class Embeddings:
+class Embeddings(SinglePass):
     """Sentence embeddings by mean pooling over the attention mask, as sentence-transformers does it.
 
     It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (only ``mean``), ``normalize`` (are
@@ -26,9 +27,9 @@ class Embeddings:
 
     name: ClassVar[str] = "embeddings"
 
-    def __init__(self, folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._encoder = TextEncoder(folder, manifest, self.name)
-        self._max_text_bytes = max_text_bytes
+        self._max_text_bytes = limits.max_text_bytes
         pooling = self._encoder.options.get("pooling", "mean")
         if pooling != "mean":
             raise RefusedError(
@@ -43,7 +44,7 @@ class Embeddings:
 
     def accepts(self, request: InferenceRequest) -> bool:
         """Every text has an embedding."""
-        return request.inputs is None
+        return request.text is not None or request.texts is not None
 
     def preprocess(self, request: InferenceRequest) -> Prepared:
         """Tokenise; the texts of one request become one padded batch."""
@@ -52,13 +53,13 @@ class Embeddings:
         normalize = check_parameters(request, known).get("normalize", self._normalize)
         return Prepared(self._encoder.encode(texts), (_OUTPUT,), (request.text is not None, normalize))
 
-    def postprocess(self, prepared: Prepared, outputs: Tensors) -> Any:
+    def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Pool (batch, tokens, dimensions) over the tokens of each text.
 
         The mean is sum(h * mask) / max(sum(mask), 1e-9), the length at least 1e-12, as in the framework.
         """
         single, normalize = prepared.context
-        hidden = require_finite(_OUTPUT, outputs[_OUTPUT]).astype(np.float64)
+        hidden = require_finite(_OUTPUT, computed[_OUTPUT]).astype(np.float64)
         mask = prepared.inputs["attention_mask"][:, :, None].astype(np.float64)
         vectors = (hidden * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1e-9)
         if normalize:

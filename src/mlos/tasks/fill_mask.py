@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import MAX_TEXT_BYTES, Prepared, check_parameters, require_finite, subject, texts_of
+from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, subject, texts_of
+from mlos.tasks.task import SinglePass
 from mlos.tasks.text import TextEncoder
 
 _OUTPUT = "logits"
@@ -18,7 +19,7 @@ _MOST = 1000
 _TOP_K = 5
 
 
-class FillMask:
+class FillMask(SinglePass):
     """The best tokens for each mask, as the framework's fill-mask pipeline answers.
 
     It reads from ``manifest.preprocessing["fill-mask"]``: ``mask_token`` (required),
@@ -30,9 +31,9 @@ class FillMask:
 
     name: ClassVar[str] = "fill-mask"
 
-    def __init__(self, folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._encoder = TextEncoder(folder, manifest, self.name)
-        self._max_text_bytes = max_text_bytes
+        self._max_text_bytes = limits.max_text_bytes
         mask_token = self._encoder.options.get("mask_token")
         if not isinstance(mask_token, str) or not mask_token:
             raise RefusedError(
@@ -80,12 +81,12 @@ class FillMask:
             )
         return Prepared(inputs, (_OUTPUT,), (request.text is not None, top_k))
 
-    def postprocess(self, prepared: Prepared, outputs: Tensors) -> Any:
+    def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Rank the vocabulary at each mask of ``logits``, shape (batch, tokens, vocabulary)."""
         single, top_k = prepared.context
         answers = [
             self._answer(tokens, logits, top_k)
-            for tokens, logits in zip(prepared.inputs["input_ids"], outputs[_OUTPUT], strict=True)
+            for tokens, logits in zip(prepared.inputs["input_ids"], computed[_OUTPUT], strict=True)
         ]
         return answers[0] if single else answers
 

@@ -1,11 +1,12 @@
-"""What every task shares: the prepared request, and the checks of a request's own fields."""
+"""What every task shares: limits, the prepared request, and the checks of a request's own fields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +14,15 @@ from mlos.errors import InvalidInputError, PayloadTooLargeError, WorkerError
 from mlos.model import InferenceRequest, Tensors
 from mlos.settings import Settings
 
-MAX_TEXT_BYTES: int = Settings.model_fields["max_text_bytes"].default
+Subject: TypeAlias = Literal["text", "texts", "prompt", "messages", "image", "images", "inputs"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 
-Subject: TypeAlias = Literal["text", "texts", "inputs"]
+
+class Limits(msgspec.Struct, frozen=True):
+    """How large a request may be, by what its content costs; see the settings of the same names."""
+
+    max_text_bytes: int = Settings.model_fields["max_text_bytes"].default
+    max_image_pixels: int = Settings.model_fields["max_image_pixels"].default
 
 
 @dataclass(frozen=True)
@@ -31,29 +38,24 @@ class Prepared:
 
 
 def subject(request: InferenceRequest) -> Subject:
-    """Which of ``text``, ``texts`` and ``inputs`` the request holds.
+    """Which of the fields that hold what is asked about the request has.
 
     Raises:
-        InvalidInputError: if it holds none or several, or ``outputs`` without ``inputs``.
+        InvalidInputError: if it has none or several, or ``outputs`` without ``inputs``.
     """
-    held: list[Subject] = []
-    if request.text is not None:
-        held.append("text")
-    if request.texts is not None:
-        held.append("texts")
-    if request.inputs is not None:
-        held.append("inputs")
+    held = [name for name in SUBJECTS if getattr(request, name) is not None]
     if len(held) != 1:
         got = " and ".join(held) or "none of them"
+        known = ", ".join(SUBJECTS)
         raise InvalidInputError(
-            f"a request holds exactly one of text, texts and inputs; this one holds {got}",
+            f"a request holds exactly one of {known}; this one holds {got}",
             field=held[-1] if held else "text",
-            expected="one of text, texts, inputs",
+            expected=f"one of {known}",
             got=got,
         )
     if request.outputs is not None and held[0] != "inputs":
         raise InvalidInputError(
-            "outputs can be chosen only for inputs; a text is answered by its task",
+            f"outputs can be chosen only for inputs; {held[0]} is answered by its task",
             field="outputs",
             expected="no outputs",
             got=f"outputs with {held[0]}",
@@ -61,24 +63,51 @@ def subject(request: InferenceRequest) -> Subject:
     return held[0]
 
 
-def texts_of(request: InferenceRequest, task: str, max_bytes: int) -> list[str]:
-    """The request's texts, one or several. An empty text is a text.
+def subject_among(request: InferenceRequest, task: str, *taken: Subject) -> Subject:
+    """Which field the request holds, if ``task`` takes it.
 
     Raises:
-        InvalidInputError: if it holds tensors, no text at all, or characters that UTF-8 cannot carry.
+        InvalidInputError: as :func:`subject` does, or if the task takes only other fields.
+    """
+    kind = subject(request)
+    if kind not in taken:
+        expected = " or ".join(taken)
+        raise InvalidInputError(
+            f"the task {task} takes {expected}, not {kind}", field=kind, expected=expected, got=kind
+        )
+    return kind
+
+
+def texts_of(
+    request: InferenceRequest, task: str, max_bytes: int, taken: tuple[Subject, ...] = ("text", "texts")
+) -> list[str]:
+    """The request's texts, one or several, from whichever of the fields ``taken`` it has.
+
+    An empty text is a text.
+
+    Raises:
+        InvalidInputError: if it holds something else, no text at all, or characters that UTF-8 cannot carry.
         PayloadTooLargeError: if all texts together are over ``max_bytes`` of UTF-8; tokenising takes time and
             memory in proportion.
     """
-    kind = subject(request)
-    if kind == "inputs":
-        raise InvalidInputError(
-            f"the task {task} takes text, not tensors", field="inputs", expected="text or texts", got="inputs"
-        )
-    texts = [request.text] if request.text is not None else request.texts or []
+    kind = subject_among(request, task, *taken)
+    held = getattr(request, kind)
+    texts: list[str] = held if kind == "texts" else [held]
     if not texts:
         raise InvalidInputError(
             "texts holds no text", field="texts", expected="at least one text", got="an empty list"
         )
+    check_texts(texts, kind, max_bytes)
+    return texts
+
+
+def check_texts(texts: list[str], kind: str, max_bytes: int) -> None:
+    """Check that the texts of the field ``kind`` are Unicode and not too long, all together.
+
+    Raises:
+        InvalidInputError: if one has characters that UTF-8 cannot carry.
+        PayloadTooLargeError: if they are over ``max_bytes``.
+    """
     try:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
@@ -96,7 +125,6 @@ def texts_of(request: InferenceRequest, task: str, max_bytes: int) -> list[str]:
             got=f"{size} bytes",
             hint="split the text, or raise MLOS_MAX_TEXT_BYTES",
         )
-    return texts
 
 
 def check_parameters(

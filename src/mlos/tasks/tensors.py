@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from mlos.engines import check_inputs, check_outputs
 from mlos.errors import InvalidInputError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import MAX_TEXT_BYTES, Prepared, check_parameters, require_finite, subject
+from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, subject_among
+from mlos.tasks.task import SinglePass
 
 
-class RawTensors:
+class RawTensors(SinglePass):
     """The model itself: ``inputs`` as nested lists or arrays, answered with ``{output name: nested list}``.
 
     Texts, and so their limit, do not concern it.
@@ -19,7 +20,7 @@ class RawTensors:
 
     name: ClassVar[str] = "tensors"
 
-    def __init__(self, folder: Path, manifest: Manifest, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._artifact = manifest.artifact
 
     def accepts(self, request: InferenceRequest) -> bool:
@@ -28,11 +29,8 @@ class RawTensors:
 
     def preprocess(self, request: InferenceRequest) -> Prepared:
         """Each input as an array of its declared element type, shapes checked."""
-        kind = subject(request)
-        if request.inputs is None:
-            raise InvalidInputError(
-                "the task tensors takes inputs, not text", field=kind, expected="inputs", got=kind
-            )
+        subject_among(request, self.name, "inputs")
+        assert request.inputs is not None  # subject_among saw to it
         check_parameters(request, {})
         specs = {spec.name: spec for spec in self._artifact.inputs}
         arrays = {
@@ -49,6 +47,6 @@ class RawTensors:
         check_outputs(self._artifact.outputs, wanted)
         return Prepared(arrays, tuple(dict.fromkeys(wanted)))
 
-    def postprocess(self, prepared: Prepared, outputs: Tensors) -> Any:
+    def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """The outputs asked for, as nested lists."""
-        return {name: require_finite(name, outputs[name]).tolist() for name in prepared.outputs}
+        return {name: require_finite(name, computed[name]).tolist() for name in prepared.outputs}

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, short_reference, voice
 from mlos.axon.commands.install import parity_table
+from mlos.model import Artifact
 from mlos.store import Broken, Package, Store
 
 
@@ -108,7 +109,10 @@ def _details(package: Package) -> RenderableType:
         ("architecture", manifest.architecture or "unknown"),
         ("parameters", "unknown" if manifest.parameters is None else f"{manifest.parameters:,}"),
         ("tasks", ", ".join(manifest.tasks)),
-        ("artifact", f"{manifest.artifact.path} ({manifest.artifact.format}, {manifest.artifact.precision})"),
+        (
+            "artifact",
+            f"{_files(manifest.artifact)} ({manifest.artifact.format}, {manifest.artifact.precision})",
+        ),
         (
             "inputs",
             "\n".join(f"{spec.name}: {spec.dtype} {list(spec.shape)}" for spec in manifest.artifact.inputs),
@@ -125,3 +129,7 @@ def _details(package: Package) -> RenderableType:
     for file in manifest.files:
         files.add_row(Text(file.path), file.role, decimal(file.size), file.sha256[:16])
     return Group(facts(rows), parity_table(manifest.parity), files)
+
+
+def _files(artifact: Artifact) -> str:
+    return artifact.path or ", ".join(_files(part) for part in artifact.parts.values())

@@ -1,4 +1,4 @@
-"""Conversion: a SafeTensors repository becomes an ONNX artifact and the golden record of its own framework.
+"""Conversion: a SafeTensors repository becomes what an engine serves, and its own framework's golden record.
 
 The framework runs in a confined child; this side knows none. What the child reports is checked like any other
 data: the model it read may have taken it over.
@@ -29,11 +29,15 @@ _GIB = 1 << 30
 
 
 class Converted(BaseModel):
-    """What a conversion made. ``files`` are relative to the output folder, each with its role."""
+    """What a conversion made. ``files`` are relative to the output folder, each with its role.
+
+    ``forms`` are artifacts on the way to ``artifact``, which are proved as well and not packaged.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifact: Artifact
+    forms: tuple[Artifact, ...] = ()
     tasks: tuple[str, ...] = Field(min_length=1)
     architecture: str
     parameters: int = Field(gt=0)
@@ -86,7 +90,8 @@ def convert(
         converted = Converted.model_validate(answer)
     except ValidationError as error:
         raise CorruptError(f"the converter's answer is malformed: {error.errors()[0]['msg']}") from error
-    for path, _ in converted.files:
+    written = [path for path, _ in converted.files] + [form.path or "" for form in converted.forms]
+    for path in written:
         if not normal_path(path) or not (output / path).is_file():
             raise CorruptError(f"the converter named {path!r} and did not write it", field=path)
     return converted
@@ -99,7 +104,7 @@ def _case(name: str, request: InferenceRequest) -> dict[str, Any]:
 @contextlib.contextmanager
 def _stages(console: Console) -> Iterator[Emit]:
     """What shows the child's events: each stage as a step of its own, which ends where the next begins."""
-    words = {"load": "load", "export": "export to ONNX", "golden": "ask the framework"}
+    words = {"load": "load", "golden": "ask the framework", "write": "convert", "quantize": "quantize"}
     running = contextlib.ExitStack()
     step: Step | None = None
 

@@ -23,13 +23,17 @@ _MEAN = "pooling_mode_mean_tokens"
 class EmbeddingRecipe:
     """Mean of the positions that are no padding, then the unit length if ``normalize``.
 
-    ``declared`` tells a repository of sentence-transformers from one to which the plain mean is applied;
-    ``max_length`` is in tokens, None where only the tokenizer limits it.
+    A repository that is none of sentence-transformers gets the plain mean. ``max_length`` is in tokens, None
+    where only the tokenizer limits it.
     """
 
-    declared: bool
     normalize: bool
     max_length: int | None
+
+    @staticmethod
+    def is_declared(source: Path) -> bool:
+        """Whether the repository says how it embeds."""
+        return (source / "modules.json").is_file()
 
     @classmethod
     def read(cls, source: Path) -> EmbeddingRecipe:
@@ -38,8 +42,8 @@ class EmbeddingRecipe:
         Raises:
             RefusedError: if it pools in another way, or has steps besides encoder, pooling and normalisation.
         """
-        if not (source / "modules.json").is_file():
-            return cls(declared=False, normalize=False, max_length=None)
+        if not cls.is_declared(source):
+            return cls(normalize=False, max_length=None)
         modules = _json(source, "modules.json")
         try:
             steps = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
@@ -71,7 +75,7 @@ class EmbeddingRecipe:
                 "sentence_bert_config.json lower-cases texts before the tokenizer does, which is not supported",
                 field="do_lower_case",
             )
-        return cls(declared=True, normalize="Normalize" in kinds, max_length=limits.get("max_seq_length"))
+        return cls(normalize="Normalize" in kinds, max_length=limits.get("max_seq_length"))
 
     def embed(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Embeddings ``[batch, features]`` of hidden states ``[batch, sequence, features]``."""

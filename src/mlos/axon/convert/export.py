@@ -1,4 +1,4 @@
-"""From a framework's model to an ONNX file with free batch and sequence axes and one file of weights beside it.
+"""From a framework's model to an ONNX file with free axes and one file of weights beside it.
 
 The newer exporter (``torch.export``) goes first; where it fails, TorchScript traces. Neither covers all
 architectures, together they do. What an exporter writes about the machine it ran on (stack traces with paths)
@@ -7,22 +7,23 @@ is taken out: the same model gives the same bytes everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
+import onnxscript
 import torch
 
 from mlos.errors import MlosError
 from mlos.model import Artifact, TensorSpec
 from mlos.model.tensors import dtype_name
 
-GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 _TORCHSCRIPT_OPSET = 17
-_EXAMPLE = (2, 8)
-"""Batch and sequence of the example: no axis of length 1, which an exporter could take for a constant."""
+
+Axes: TypeAlias = Mapping[str, Mapping[int, str]]
+"""Of each input and output by name: its free axes by position, and what each is called."""
 
 
 @dataclass(frozen=True)
@@ -34,80 +35,81 @@ class Exported:
     opset: int
     fallback: str | None
 
-
-class _Flat(torch.nn.Module):
-    """The model as a function of tensors: positional inputs, and the named outputs as a tuple."""
-
-    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self._inputs, self._outputs = inputs, outputs
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return run(self.model, dict(zip(self._inputs, tensors, strict=True)), self._outputs)
+    @property
+    def tools(self) -> dict[str, str]:
+        """Versions of what made it."""
+        return {
+            "onnx": onnx.__version__,
+            "onnxscript": onnxscript.__version__,
+            "exporter": self.exporter,
+            "opset": str(self.opset),
+        }
 
 
-def run(
-    model: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...]
-) -> tuple[torch.Tensor, ...]:
-    """The model's ``outputs`` in that order; the last hidden state is taken from a head's hidden states too."""
-    answer = model(**inputs, output_hidden_states="logits" in outputs, return_dict=True)
-    return tuple(
-        answer.hidden_states[-1] if name == "last_hidden_state" and "logits" in outputs else answer[name]
-        for name in outputs
-    )
+def weights_beside(path: str) -> str:
+    """The file of weights that belongs to the graph ``path``."""
+    return f"{path}.data"
 
 
-def export(model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], folder: Path) -> Exported:
-    """Write ``model.onnx`` and ``model.onnx.data`` into ``folder``; inputs are int64 ``[batch, sequence]``."""
-    flat = _Flat(model, inputs, outputs).train(False)
-    example = tuple(torch.ones(_EXAMPLE, dtype=torch.int64) for _ in inputs)
-    fallback = None
+def export(
+    function: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    axes: Axes,
+    folder: Path,
+    name: str = "model.onnx",
+) -> Exported:
+    """Write the graph ``name``, and its weights beside it, into ``folder``.
+
+    ``function`` takes the tensors of ``inputs`` in their order, here as an example (no free axis of length 1,
+    which an exporter could take for a constant), and gives a tuple of ``outputs``.
+
+    Raises:
+        MlosError: if an axis of ``axes`` came out fixed, or another one free.
+    """
+    function.train(False)
+    path, fallback = folder / name, None
     with torch.no_grad():
         try:
-            _export_program(flat, example, inputs, outputs, folder / GRAPH)
+            _export_program(function, inputs, outputs, axes, path)
         except Exception as error:  # whatever it is: the exporter raises what its parts raise
             fallback = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            for name in (GRAPH, WEIGHTS):
-                (folder / name).unlink(missing_ok=True)
-            _export_trace(flat, example, inputs, outputs, folder / GRAPH)
-    proto = onnx.load(folder / GRAPH, load_external_data=False)
+            for each in (path, folder / weights_beside(name)):
+                each.unlink(missing_ok=True)
+            _export_trace(function, inputs, outputs, axes, path)
+    proto = onnx.load(path, load_external_data=False)
     _anonymise(proto)
-    (folder / GRAPH).write_bytes(proto.SerializeToString(deterministic=True))
+    for value in (*proto.graph.input, *proto.graph.output):
+        _name_axes(value, axes.get(value.name, {}))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
     artifact = Artifact(
         format="onnx",
         precision="fp32",
-        path=GRAPH,
+        path=name,
         inputs=tuple(map(_spec, proto.graph.input)),
         outputs=tuple(map(_spec, proto.graph.output)),
     )
-    for spec in (*artifact.inputs, *artifact.outputs):
-        if spec.shape[:2] != ("batch", "sequence"):
-            raise MlosError(
-                f"the export of {spec.name} lost its free axes",
-                field=spec.name,
-                expected="[batch, sequence, …]",
-                got=str(list(spec.shape)),
-            )
     exporter = "torch.onnx (TorchScript)" if fallback else "torch.onnx (torch.export)"
     opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
     return Exported(artifact, exporter, opset, fallback)
 
 
 def _export_program(
-    flat: torch.nn.Module,
-    example: tuple[torch.Tensor, ...],
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
+    function: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    axes: Axes,
     path: Path,
 ) -> None:
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    names = sorted({axis for free in axes.values() for axis in free.values()})
+    free = {axis: torch.export.Dim(axis) for axis in names}
+    shapes = tuple({at: free[axis] for at, axis in axes.get(name, {}).items()} for name in inputs)
     program = torch.onnx.export(
-        flat,
-        example,
+        function,
+        tuple(inputs.values()),
         input_names=list(inputs),
         output_names=list(outputs),
-        dynamic_shapes=(tuple(axes for _ in inputs),),
+        dynamic_shapes=(shapes,),
         dynamo=True,
         verbose=False,
     )
@@ -116,24 +118,26 @@ def _export_program(
 
 
 def _export_trace(
-    flat: torch.nn.Module,
-    example: tuple[torch.Tensor, ...],
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
+    function: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    axes: Axes,
     path: Path,
 ) -> None:
     torch.onnx.export(
-        flat,
-        example,
+        function,
+        tuple(inputs.values()),
         path,
         input_names=list(inputs),
         output_names=list(outputs),
-        dynamic_axes={name: {0: "batch", 1: "sequence"} for name in (*inputs, *outputs)},
+        dynamic_axes={name: dict(free) for name, free in axes.items()},
         opset_version=_TORCHSCRIPT_OPSET,
         dynamo=False,
     )
     whole = onnx.load(path)
-    onnx.save_model(whole, path, save_as_external_data=True, location=WEIGHTS, size_threshold=256)
+    onnx.save_model(
+        whole, path, save_as_external_data=True, location=weights_beside(path.name), size_threshold=256
+    )
 
 
 def _anonymise(proto: onnx.ModelProto) -> None:
@@ -155,6 +159,25 @@ def _clear(messages: Iterable[Any]) -> None:
     for message in messages:
         message.ClearField("doc_string")
         message.ClearField("metadata_props")
+
+
+def _name_axes(value: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
+    """Call the free axes of an input or output what they were to be called.
+
+    Raises:
+        MlosError: if others are free than those that were to be.
+    """
+    axes = value.type.tensor_type.shape.dim
+    free = [at for at, axis in enumerate(axes) if not axis.HasField("dim_value")]
+    if free != sorted(names):
+        raise MlosError(
+            f"the export of {value.name} has other free axes than it was to have",
+            field=value.name,
+            expected=str(dict(names)),
+            got=str([axis.dim_param or axis.dim_value for axis in axes]),
+        )
+    for at, name in names.items():
+        axes[at].dim_param = name
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlos.catalogue import Entry, TokenizerRecipe, catalogue
+from mlos.catalogue import CarriedTokenizer, Entry, GgufTokenizer, catalogue
 from mlos.console import Console
 from mlos.errors import MissingExtraError, NotFoundError
 from mlos.host.child import run_confined
@@ -72,23 +72,30 @@ def _recipe(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]]:
     """The recipe as plain data, and where the tokenizer's files lie."""
     config = catalogue().config(entry, tiny)
     assert entry.seeded is not None  # it has a configuration
-    tokenizer = _tokenizer_files(entry.seeded.tokenizer)
-    recipe = {
+    words = entry.seeded.tokenizer
+    tokenizer = _carried(words) if isinstance(words, CarriedTokenizer | GgufTokenizer) else {}
+    files = {
+        name: json.loads((catalogue().folder / "configs" / file).read_bytes())
+        for name, file in entry.seeded.files.items()
+    }
+    recipe: dict[str, Any] = {
         "version": VERSION,
         "architecture": entry.architecture,
         "config": config,
         "parameters": entry.seeded.tiny.parameters if tiny else entry.parameters,
         "seed": entry.seeded.seed,
         "spread": list(entry.seeded.spread.items()),
-        "tokenizer": {
-            "settings": entry.seeded.tokenizer.settings,
-            "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in tokenizer.items()},
-        },
     }
+    if words is not None:
+        recipe["tokenizer"] = words.model_dump(mode="json", exclude={"distribution", "files"}) | {
+            "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in tokenizer.items()}
+        }
+    if files:
+        recipe["files"] = files
     return recipe, tokenizer
 
 
-def _tokenizer_files(recipe: TokenizerRecipe) -> dict[str, Path]:
+def _carried(recipe: CarriedTokenizer | GgufTokenizer) -> dict[str, Path]:
     name = recipe.distribution
     try:
         carried = importlib.metadata.distribution(name).files or []

@@ -13,7 +13,6 @@ which swallows the last bits in which processors differ.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable
@@ -24,6 +23,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from mlos.axon.seeding.batch import batch
+from mlos.axon.seeding.tokenizer import save_json, save_tokenizer
 from mlos.errors import MlosError
 from mlos.host.child import serve
 
@@ -51,9 +52,12 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     fill(model, recipe["seed"])
     calibrate(model, recipe["seed"], [(re.compile(name), spread) for name, spread in recipe["spread"]], emit)
     _save_weights(model, destination / "model.safetensors")
-    _save_json(recipe["config"], destination / "config.json")
-    for name, path in request["tokenizer"].items():
-        _save_tokenizer(name, Path(path).read_bytes(), recipe["tokenizer"]["settings"], destination)
+    save_json(recipe["config"], destination / "config.json")
+    for name, content in recipe.get("files", {}).items():
+        save_json(content, destination / name)
+    if "tokenizer" in recipe:
+        carried = {name: Path(path) for name, path in request["tokenizer"].items()}
+        save_tokenizer(recipe["tokenizer"], carried, destination)
     return {"parameters": parameters}
 
 
@@ -115,19 +119,10 @@ def calibrate(
         for name, layer in layers.items()
     ]
     try:
-        model(**_batch(model, seed))
+        model(**batch(model, seed))
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:
-    """Four random texts of 32 tokens."""
-    taken = model.main_input_name
-    if taken != "input_ids":
-        raise MlosError(f"a model that takes {taken} cannot be calibrated yet", expected="input_ids", got=taken)
-    generator = torch.Generator().manual_seed(seed)
-    return {"input_ids": torch.randint(model.config.vocab_size, (4, 32), generator=generator)}
 
 
 def _uniform(shape: torch.Size, seed: int, name: str) -> torch.Tensor:
@@ -149,22 +144,6 @@ def _save_weights(model: torch.nn.Module, path: Path) -> None:
     for name, tensor in tensors.items():  # tied tensors are stored once, under their first name
         distinct.setdefault(tensor.data_ptr(), name)
     save_file({name: tensors[name].contiguous() for name in distinct.values()}, path, {"format": "pt"})
-
-
-def _save_json(data: Any, path: Path) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _save_tokenizer(name: str, data: bytes, settings: dict[str, Any], destination: Path) -> None:
-    """Write one of the tokenizer's files as this model's own repository would carry it."""
-    match name:
-        case "tokenizer.json":
-            # How long inputs may be and how they are padded is the caller's to say, not the vocabulary's.
-            _save_json(json.loads(data) | {"truncation": None, "padding": None}, destination / name)
-        case "tokenizer_config.json":
-            _save_json(json.loads(data) | settings, destination / name)
-        case _:
-            (destination / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""The tokenizer of a seeded model, written as the model's own repository would carry it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlos.errors import MlosError
+
+
+def save_tokenizer(recipe: Mapping[str, Any], carried: Mapping[str, Path], destination: Path) -> None:
+    """Write the tokenizer of ``recipe``; ``carried`` are files of an installed distribution, by their names."""
+    match recipe["kind"]:
+        case "carried":
+            for name, path in carried.items():
+                _copy(name, path.read_bytes(), recipe["settings"], destination)
+        case kind:
+            raise MlosError(f"a tokenizer of the kind {kind} cannot be made yet")
+
+
+def save_json(data: Any, path: Path) -> None:
+    """Write ``data`` as a hub's own files are written."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy(name: str, data: bytes, settings: dict[str, Any], destination: Path) -> None:
+    """Write one of the tokenizer's files."""
+    match name:
+        case "tokenizer.json":
+            # How long inputs may be and how they are padded is the caller's to say, not the vocabulary's.
+            save_json(json.loads(data) | {"truncation": None, "padding": None}, destination / name)
+        case "tokenizer_config.json":
+            save_json(json.loads(data) | settings, destination / name)
+        case _:
+            (destination / name).write_bytes(data)

@@ -1,0 +1,113 @@
+"""A model of two graphs, an encoder and a decoder with a key/value cache, as one engine.
+
+The encoder is run once. It gives, for each layer ``i`` of the decoder, the keys and values that the decoder
+attends to (``cross.i.key`` and ``cross.i.value``, each (batch, heads, source, features)), so that no step
+computes them again. The decoder takes the next tokens (``decoder_input_ids``, (batch, target)), the encoder's
+``attention_mask``, those keys and values, and its own of all tokens before (``past.i.key``, ``past.i.value``,
+each (batch, heads, past, features); past is 0 at first). It gives ``logits`` (batch, target, vocabulary), and
+its keys and values with the new tokens' behind (``present.i.key``, ``present.i.value``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlos.engines.engine import Engine
+from mlos.engines.inputs import check_inputs, check_outputs
+from mlos.errors import RefusedError
+from mlos.model import Artifact, ModelFormat, Tensors
+
+DECODER_INPUT = "decoder_input_ids"
+LOGITS = "logits"
+_CROSS, _PAST, _PRESENT = "cross.", "past.", "present."
+
+
+@dataclass
+class Decoding:
+    """Sequences under way: what the encoder gave, and the decoder's cache. Rows are sequences."""
+
+    fixed: dict[str, NDArray[Any]]
+    past: dict[str, NDArray[Any]]
+
+    def select(self, rows: NDArray[np.int64]) -> None:
+        """Go on with the cache of these rows in this order; a row may come several times.
+
+        The encoder's part is not moved: each row and the one it continues must be of the same source.
+        """
+        self.past = {name: np.ascontiguousarray(tensor[rows]) for name, tensor in self.past.items()}
+
+
+class EncoderDecoder:
+    """Two opened graphs behind the protocol of one engine.
+
+    As a whole it takes the encoder's inputs and ``decoder_input_ids``, and gives the ``logits`` at each of
+    them, computed token by token through the cache as generation does.
+    """
+
+    formats: ClassVar[frozenset[ModelFormat]] = frozenset()
+
+    def __init__(self, artifact: Artifact, parts: Mapping[str, Engine]) -> None:
+        if set(parts) != {"encoder", "decoder"}:
+            raise RefusedError(
+                "a model of several graphs is an encoder and a decoder here",
+                field="artifact.parts",
+                expected="encoder, decoder",
+                got=", ".join(parts),
+            )
+        self._artifact = artifact
+        self._encoder, self._decoder = parts["encoder"], parts["decoder"]
+        self._past = [spec for spec in artifact.parts["decoder"].inputs if spec.name.startswith(_PAST)]
+
+    @classmethod
+    def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
+        """Not how it comes about: :func:`mlos.engines.open_model` opens the parts."""
+        raise RefusedError("a model of several graphs is opened part by part", field="artifact.parts")
+
+    @property
+    def name(self) -> str:
+        """The engine that computes the parts."""
+        return self._decoder.name
+
+    @property
+    def version(self) -> str:
+        """Version of that engine's library."""
+        return self._decoder.version
+
+    def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """See :class:`mlos.engines.Engine`."""
+        check_inputs(self._artifact.inputs, inputs)
+        wanted = [spec.name for spec in self._artifact.outputs] if outputs is None else list(outputs)
+        check_outputs(self._artifact.outputs, wanted)
+        if not wanted:
+            return {}
+        decoding = self.begin({name: tensor for name, tensor in inputs.items() if name != DECODER_INPUT})
+        columns = np.split(inputs[DECODER_INPUT], inputs[DECODER_INPUT].shape[1], axis=1)
+        return {LOGITS: np.concatenate([self.step(decoding, column) for column in columns], axis=1)}
+
+    def begin(self, inputs: Tensors, copies: int = 1) -> Decoding:
+        """Encode a batch, and be ready to decode ``copies`` sequences of each of its rows, side by side."""
+        encoded = self._encoder.run(inputs)
+        fixed = {"attention_mask": inputs["attention_mask"]} | {
+            name: tensor for name, tensor in encoded.items() if name.startswith(_CROSS)
+        }
+        batch = len(inputs["attention_mask"]) * copies
+        sizes = {"batch": batch, "past": 0}
+        past = {
+            spec.name: np.zeros(
+                [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape], spec.numpy_dtype
+            )
+            for spec in self._past
+        }
+        return Decoding({name: np.repeat(tensor, copies, axis=0) for name, tensor in fixed.items()}, past)
+
+    def step(self, decoding: Decoding, tokens: NDArray[Any]) -> NDArray[Any]:
+        """Logits (batch, target, vocabulary) after each of ``tokens`` (batch, target); they join the cache."""
+        given = self._decoder.run({DECODER_INPUT: tokens, **decoding.fixed, **decoding.past})
+        decoding.past = {name: given[_PRESENT + name.removeprefix(_PAST)] for name in decoding.past}
+        return given[LOGITS]

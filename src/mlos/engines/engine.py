@@ -1,0 +1,46 @@
+"""The protocol that every engine keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from numpy.typing import NDArray
+
+from mlos.model import Artifact, ModelFormat, Tensors
+
+
+class Engine(Protocol):
+    """An opened artifact. It may be run from several threads at once."""
+
+    formats: ClassVar[frozenset[ModelFormat]]
+
+    @property
+    def name(self) -> str:
+        """What the engine is called."""
+        ...
+
+    @classmethod
+    def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
+        """Load ``artifact`` of the package in ``folder``, to be computed by ``threads`` threads.
+
+        Raises:
+            MissingExtraError: if the engine's library is not installed.
+            RefusedError: if the file cannot be loaded, lies outside the folder or is not what was declared.
+        """
+        ...
+
+    def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Compute the outputs named, or all of them.
+
+        Raises:
+            InvalidInputError: if the tensors are not what the artifact takes; names tensor, expected and got.
+            WorkerError: if the engine itself failed.
+        """
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the engine's library."""
+        ...

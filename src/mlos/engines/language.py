@@ -1,0 +1,91 @@
+"""What an engine of language models can do beside running tensors: spell, and continue a sequence of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from mlos.engines.engine import Engine
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the model's distribution.
+
+    With ``temperature`` 0 it is the likeliest (greedy) and nothing else counts but the penalties. ``top_k`` 0
+    and ``top_p`` 1 leave all tokens in; ``min_p`` drops those less likely than that share of the likeliest. A
+    ``repetition_penalty`` of 1 and additive penalties of 0 change nothing. The same ``seed`` on the same host
+    gives the same tokens; None draws one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+
+class Vocabulary(Protocol):
+    """How a language model spells. It may be used from several threads at once."""
+
+    @property
+    def control(self) -> Mapping[str, int]:
+        """Text of each control token, such as the end of a turn, to its number."""
+        ...
+
+    @property
+    def bos(self) -> str:
+        """Text of the token that begins a sequence; empty if there is none."""
+        ...
+
+    @property
+    def eos(self) -> str:
+        """Text of the token that ends a sequence; empty if there is none."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that makes one text of a conversation, where the model has one."""
+        ...
+
+    def encode(self, text: str, *, control: bool, begin: bool) -> list[int]:
+        """Tokens of ``text``.
+
+        With ``control``, the texts of control tokens become these tokens; else they are text like any other.
+        With ``begin``, what the model wants at the beginning of a sequence comes first.
+        """
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the text, in UTF-8, perhaps part of a character; nothing for a control token."""
+        ...
+
+    def ends(self, token: int) -> bool:
+        """Whether the model says with this token that it has finished."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Engine, Protocol):
+    """An opened language model. One sequence at a time."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a sequence, prompt and answer together."""
+        ...
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling, check: Callable[[], None]) -> Iterator[int]:
+        """Continue ``prompt`` token by token, including the one that ends, until nobody asks for more.
+
+        ``check`` is called at least once a token, and often while the prompt is read; what it raises ends the
+        generation. Where the context is full the iterator ends.
+
+        Raises:
+            InvalidInputError: if the prompt is empty or leaves no room in the context.
+            WorkerError: if the engine itself failed.
+        """
+        ...
