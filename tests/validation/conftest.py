@@ -9,14 +9,13 @@ from mlos.validation.results import (
     CaseParity,
     Gate,
     Install,
-    Latency,
     Load,
     Parity,
     ResultCheck,
     Row,
     Run,
-    Window,
 )
+from mlos.validation.timing import Latency, Window
 
 
 def measured(error: float, ratio: float) -> ParityMeasure:

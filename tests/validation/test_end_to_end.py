@@ -132,7 +132,7 @@ def test_the_row_says_how_to_see_it_again(passing: tuple[Run, str, Path]) -> Non
     (row,) = run.rows
     assert row.reference is not None
     assert row.reference.startswith(REFERENCE + "@")
-    assert row.commands["all"] == f"mlos validate --model {row.reference} --seed 11"
+    assert row.commands["all"] == f"mlos validate --model {row.reference} --tier smoke --seed 11"
     assert run.environment["cpu"]
     assert run.versions["onnxruntime"]
 
@@ -266,7 +266,7 @@ def test_the_plan_is_shown_as_programs_read_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--tier", "record"], 2, "not there yet"),
+        (["--tier", "brief"], 2, "smoke, release, record"),
         (["--weights", "stolen"], 2, "stolen"),
         (["--models", "nobody"], 3, "nobody"),
         (["--model", "hf/a/b/c/d"], 2, "reference"),

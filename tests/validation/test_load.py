@@ -1,125 +1,31 @@
 from __future__ import annotations
 
-import json
-import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx2
 import pytest
+from tests.validation.v1_server import answer, events, generated, serving, streaming
 
-from mlos.errors import WorkerError
 from mlos.validation import load
-from mlos.validation.asking import ask
+from mlos.validation.load import Query
+from mlos.validation.tiers import Length
 
-Reply = Callable[[dict[str, Any]], tuple[int, bytes]]
 GOLDEN: list[dict[str, Any]] = [
     {"text": "one two three four"},
     {"texts": ["five six", "seven"]},
     {"text": "eight"},
 ]
-
-
-def answer(**changes: Any) -> bytes:
-    whole = {
-        "digest": "ab",
-        "task": "embeddings",
-        "result": {"embedding": [0.5], "dimensions": 1},
-        "engine": "onnxruntime",
-        "precision": "fp32",
-        "mode": "userspace",
-        "timings_ms": {"queue": 0.5, "compute": 2.0},
-    }
-    return json.dumps({key: value for key, value in (whole | changes).items() if value is not None}).encode()
-
-
-@contextmanager
-def serving(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback that answers by ``reply``, and what it was asked."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body)
-            status, content = reply(body)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Server-Timing", "read;dur=0.25, total;dur=9, compute;dur=2.0")
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "WINDOW_SECONDS", 0.02)
-    monkeypatch.setattr(load, "TIMED_SECONDS", 0.2)
-
-
-def test_an_answer_carries_every_stage_that_the_server_reported() -> None:
-    with serving(lambda body: (200, answer())) as (url, asked), httpx2.Client() as client:
-        got = ask(client, url, {"text": "hello"})
-    assert asked == [{"text": "hello"}]
-    assert got.answer.result == {"embedding": [0.5], "dimensions": 1}
-    assert got.stages_ms == {"read": 0.25, "queue": 0.5, "compute": 2.0}
-    assert got.taken_ms > 0
-
-
-@pytest.mark.parametrize(
-    ("status", "content", "said"),
-    [
-        (500, b'{"message": "out of order"}', "500.*out of order"),
-        (302, b"", "302"),
-        (200, b"<html>", "not a V1 response"),
-        (200, b"\xff\xfe", "not a V1 response"),
-        (200, b"[]", "not a V1 response"),
-        (200, answer(timings_ms=None), "timings_ms"),
-        (200, answer(timings_ms={"queue": "long"}), "timings_ms"),
-        (200, answer(digest=7), "digest"),
-    ],
-)
-def test_an_answer_that_is_none_says_what_is_wrong(status: int, content: bytes, said: str) -> None:
-    with (
-        serving(lambda body: (status, content)) as (url, _),
-        httpx2.Client() as client,
-        pytest.raises(WorkerError, match=said),
-    ):
-        ask(client, url, {"text": "hello"})
-
-
-def test_nobody_there_is_an_error_like_any_other() -> None:
-    with serving(lambda body: (200, answer())) as (url, _):
-        pass
-    with httpx2.Client() as client, pytest.raises(WorkerError, match="ConnectError"):
-        ask(client, url, {"text": "hello"})
+QUERIES = [Query(request) for request in GOLDEN]
+BRIEF = Length(timed_seconds=0.2, samples=0, window_seconds=0.02, warmup_seconds=5, budget_seconds=10)
 
 
 def test_every_round_asks_for_the_same_work_and_checks_some_of_it() -> None:
     with serving(lambda body: (200, answer())) as (url, asked):
-        found = load.single_stream(url, GOLDEN, seed=1)
+        found = load.single_stream(url, QUERIES, 1, BRIEF)
     assert found.errors == 0
-    assert len(found.samples_ms) == len(found.stages_ms) >= 3
-    assert len(found.answers) >= 0.01 * len(found.samples_ms)
+    assert len(found.samples) >= 3
+    assert found.checked == sum(sample.repeated for sample in found.samples) >= 0.01 * len(found.samples)
+    assert sum(window.n for window in found.windows) == len(found.samples)
     for first in range(0, len(asked) - 2, 3):
         words = [body.get("text", " ".join(body.get("texts", []))) for body in asked[first : first + 3]]
         assert sorted(" ".join(words).split()) == sorted(
@@ -133,7 +39,7 @@ def test_the_same_seed_asks_the_same_questions() -> None:
     orders = []
     for seed in (5, 5, 6):
         with serving(lambda body: (200, answer())) as (url, asked):
-            load.single_stream(url, GOLDEN, seed=seed)
+            load.single_stream(url, QUERIES, seed, BRIEF)
         orders.append(asked[:12])
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
@@ -141,31 +47,78 @@ def test_the_same_seed_asks_the_same_questions() -> None:
 
 def test_a_server_that_fails_is_not_asked_for_long() -> None:
     with serving(lambda body: (503, b"full")) as (url, asked):
-        found = load.single_stream(url, GOLDEN, seed=1)
+        found = load.single_stream(url, QUERIES, 1, BRIEF)
     assert found.errors == load.MAX_ERRORS + 1 == len(asked)
     assert found.first_error is not None
     assert "503: full" in found.first_error
-    assert found.samples_ms == []
+    assert found.samples == []
 
 
-def test_a_slow_model_is_stopped_when_the_tier_s_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "BUDGET_SECONDS", 0.6)
-    monkeypatch.setattr(load, "WARMUP_SECONDS", 0.3)
+def test_a_slow_model_is_stopped_when_the_tier_s_time_is_up() -> None:
+    length = Length(4, 0, window_seconds=0.02, warmup_seconds=0.3, budget_seconds=0.6)
 
     def slowly(body: dict[str, Any]) -> tuple[int, bytes]:
         time.sleep(0.2)
         return 200, answer()
 
     with serving(slowly) as (url, asked):
-        found = load.single_stream(url, GOLDEN, seed=1)
+        found = load.single_stream(url, QUERIES, 1, length)
     assert len(asked) <= 5
     assert not found.stable
-    assert found.answers or not found.samples_ms
+    assert found.answers or not found.samples
 
 
-def test_a_varied_request_holds_the_same_words() -> None:
-    request = {"texts": ["a b c d e f g h", "The [MASK] sleeps."], "parameters": {"top_k": 3}}
-    varied = load.varied(request, random.Random(2))
-    assert varied != request
-    assert [sorted(text.split()) for text in varied["texts"]] == [sorted(t.split()) for t in request["texts"]]
-    assert varied["parameters"] == request["parameters"]
+def test_a_load_lasts_for_its_samples_and_tells_how_far_it_is() -> None:
+    told: list[float] = []
+    length = Length(timed_seconds=0.01, samples=20, window_seconds=0.001)
+    with serving(lambda body: (200, answer())) as (url, _):
+        found = load.single_stream(url, QUERIES, 1, length, told.append)
+    assert len(found.samples) >= 20
+    assert sum(told) == pytest.approx(found.seconds)
+
+
+def test_equal_answers_are_kept_once_and_counted_all() -> None:
+    with serving(lambda body: (200, answer())) as (url, _):
+        found = load.single_stream(url, QUERIES, 1, BRIEF)
+    assert len(found.answers) <= len(QUERIES) < found.checked
+
+
+def test_what_is_generated_has_an_end_where_the_golden_request_names_none() -> None:
+    queries = [
+        Query({"prompt": "one two three four five"}, generates=True),
+        Query({"prompt": "six seven", "parameters": {"max_tokens": 5, "stop": ["."]}}, generates=True),
+        Query({"text": "eight nine ten"}),
+    ]
+    with serving(lambda body: (200, answer())) as (url, asked):
+        load.single_stream(url, queries, 1, BRIEF)
+    golden = [query.request for query in queries]
+    varied = [body for body in asked if body not in golden]
+    assert [body for body in asked if body in golden], "golden requests are asked as they stand"
+    for body in varied:
+        if "six" in body.get("prompt", ""):
+            assert body["parameters"] == {"max_tokens": 5, "stop": ["."]}
+        elif "prompt" in body:
+            assert body["parameters"] == {"max_tokens": load.TOKENS}
+        else:
+            assert "parameters" not in body
+
+
+def test_a_stream_is_timed_to_its_first_part_and_to_its_answer() -> None:
+    chunks = events(("part", b'{"text": "a"}'), ("part", b'{"text": "b"}'), ("answer", generated("ab")))
+    with streaming(chunks) as (url, _):
+        queries = [Query({"prompt": "x y"}, generates=True)]
+        found = load.generation(url, queries, 1, Length(0, samples=3, window_seconds=0, warmup_windows=1))
+    assert found.errors == 0
+    assert len(found.samples) >= 3
+    assert all(sample.first_ms is not None and sample.first_ms <= sample.taken_ms for sample in found.samples)
+    assert found.samples[0].usage == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert found.torn is None
+
+
+def test_a_stream_whose_parts_are_not_its_answer_is_noticed() -> None:
+    with streaming(events(("part", b'{"text": "a"}'), ("answer", generated("abc")))) as (url, _):
+        queries = [Query({"prompt": "x y"}, generates=True)]
+        found = load.generation(url, queries, 1, Length(0, samples=1, window_seconds=0, warmup_windows=1))
+    assert found.torn is not None
+    assert "'a'" in found.torn
+    assert "'abc'" in found.torn

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(
 
 
 @pytest.mark.parametrize(
-    ("flags", "status"), [(["--tier", "record"], 2), (["--weights", "stolen"], 2), (["--models", "x"], 3)]
+    ("flags", "status"), [(["--tier", "brief"], 2), (["--weights", "stolen"], 2), (["--models", "x"], 3)]
 )
 def test_a_wrong_flag_ends_with_its_documented_status(
     flags: list[str], status: int, monkeypatch: pytest.MonkeyPatch

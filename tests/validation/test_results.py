@@ -18,6 +18,17 @@ def test_a_run_reads_back_as_it_was_written(run: Run, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_result_of_schema_1_is_read_as_it_is() -> None:
+    path = Path(__file__).with_name("data") / "schema-1.json"
+    (run,) = read_runs([path])
+    assert run.schema_version == 1
+    bert, minilm = run.rows
+    assert bert.latency is not None
+    assert (bert.family, bert.generation, bert.latency.intervals) == (None, None, {})
+    assert (bert.latency.cases, bert.latency.repeat_ratio) == ((), None)
+    assert minilm.status == "failed"
+
+
 def test_the_counts_and_the_parity_verdict(run: Run) -> None:
     assert (run.count("passed"), run.count("failed"), run.count("not run")) == (1, 1, 0)
     assert run.parity_failed
@@ -35,8 +46,8 @@ def test_numbers_that_the_samples_do_not_say_are_refused(run: Run) -> None:
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(run: Run) -> None:
-    data = json.loads(run.to_json()) | {"schema_version": 2}
-    with pytest.raises(RefusedError, match="schema 2") as refused:
+    data = json.loads(run.to_json()) | {"schema_version": 3}
+    with pytest.raises(RefusedError, match="schema 3") as refused:
         Run.parse(json.dumps(data).encode(), "result.json")
     assert "upgrade" in str(refused.value.hint)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn, cast, get_args
 
 import typer
-from rich.table import Table
 
 from mlos import __version__, console
 from mlos.catalogue import catalogue
@@ -19,9 +18,11 @@ from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.errors import MlosError, ParityError, RefusedError, UsageError
 from mlos.host import environment
 from mlos.settings import Settings
+from mlos.validation import intervals, results, runner, table
 from mlos.validation import report as reporting
-from mlos.validation import results, runner
 from mlos.validation.plan import SETS, PlannedModel, WeightsChoice, plan
+from mlos.validation.rows import Terms
+from mlos.validation.tiers import LENGTHS, claims_numbers
 
 app = typer.Typer(
     help="Prove that models work: packaged, served and checked against their own framework.",
@@ -31,6 +32,12 @@ app = typer.Typer(
     add_completion=False,
 )
 _console = Console()
+
+_RAW = {
+    "latency": {"samples_ms", "server_ms", "cases", "repeated"},
+    "generation": {"first_ms", "total_ms", "prompt_tokens", "completion_tokens", "cases", "repeated"},
+}
+"""What is long and for programs: it is in the result file, not on stdout."""
 
 Output = Annotated[OutputFormat, typer.Option("--output", help="How results are written to stdout.")]
 Progress = Annotated[ProgressMode, typer.Option("--progress", help="How progress is written to stderr.")]
@@ -55,23 +62,22 @@ def validate(
     model: Annotated[list[str] | None, typer.Option(help="A full reference; repeatable.")] = None,
     set_name: Annotated[str, typer.Option("--set", help=f"One of {', '.join(SETS)}.")] = "default",
     weights: Annotated[str, typer.Option(help="auto, hub, seeded or trained.")] = "auto",
-    tier: Annotated[str, typer.Option(help="How long is measured; smoke is all there is yet.")] = "smoke",
+    tier: Annotated[str, typer.Option(help="How long is measured: smoke, release or record.")] = "smoke",
     seed: Annotated[int | None, typer.Option(help="Seed of the load; drawn if absent.")] = None,
     results_folder: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     output: Output = OutputFormat.HUMAN,
     progress: Progress = ProgressMode.AUTO,
 ) -> None:
-    """Install, load, check parity through HTTP and smoke-test models; write results and the report."""
+    """Install, load, check parity through HTTP and measure models; write results and the report."""
     speak = _speak(output, progress)
     if weights not in get_args(WeightsChoice):
         raise UsageError(
             f"unknown weights {weights!r}", field="weights", expected=", ".join(get_args(WeightsChoice))
         )
-    if tier != "smoke":
-        raise UsageError(
-            f"the tier {tier!r} is not there yet", field="tier", expected="smoke", hint="leave --tier out"
-        )
+    if tier not in LENGTHS:
+        known = ", ".join(LENGTHS)
+        raise UsageError(f"unknown tier {tier!r}", field="tier", expected=known, hint=f"one of {known}")
     planned = plan(
         catalogue(),
         models=[name for name in models.split(",") if name],
@@ -80,19 +86,23 @@ def validate(
         weights=cast("WeightsChoice", weights),
     )
     if dry_run:
-        speak.result([one.as_dict() for one in planned], lambda: _plan_table(planned))
+        speak.result([one.as_dict() for one in planned], lambda: table.of_plan(planned))
         return
-    run, interrupted = _run(
-        planned, seed if seed is not None else random.SystemRandom().randrange(2**31), speak
-    )
+    if claims_numbers(tier):
+        intervals.require()
+    drawn = seed if seed is not None else random.SystemRandom().randrange(2**31)
+    run, interrupted = _run(planned, Terms(Settings(), tier, drawn, speak, progress))
     path = run.save(results_folder)
     page = reporting.write(_with_earlier(run, results_folder, speak), results_folder / "index.html")
     speak.result(
-        run.model_dump(mode="json", exclude={"rows": {"__all__": {"latency": {"samples_ms", "server_ms"}}}}),
-        lambda: _table(run),
+        run.model_dump(mode="json", exclude={"rows": {"__all__": _RAW}}),
+        lambda: table.of_run(run),
         brief=[f"{row.name} {row.status}" for row in run.rows],
     )
     counts = ", ".join(f"{run.count(status)} {status}" for status in get_args(results.Status))
+    cached = sum(row.install is not None and row.install.cached for row in run.rows)
+    if cached:
+        counts += f"; {cached} of {len(run.rows)} packages reused (cached)"
     speak.note(f"{counts}\nresults: {path}\nreport:  {page}")
     if interrupted:
         raise KeyboardInterrupt
@@ -111,33 +121,38 @@ def report(
     speak.result({"page": str(page)}, lambda: str(page), brief=[str(page)])
 
 
-def _run(planned: tuple[PlannedModel, ...], seed: int, speak: Console) -> tuple[results.Run, bool]:
+def _run(planned: tuple[PlannedModel, ...], terms: Terms) -> tuple[results.Run, bool]:
     """Validate each model in turn; also whether a person ended it before its end."""
     started, interrupted = datetime.now(UTC), False
     host = environment.record()
     rows: list[results.Row] = []
-    for one in planned:
-        speak.note(f"{one.name}: {one.reference} ({one.weights_reason})")
+    for at, one in enumerate(planned, 1):
+        terms.console.note(f"[{at}/{len(planned)}] {one.name}: {one.reference} ({one.weights_reason})")
         try:
-            rows.append(runner.validate(one, Settings(), seed, speak))
+            rows.append(runner.validate(one, terms))
         except KeyboardInterrupt:
-            rows += [runner.not_reached(left, seed, "interrupted") for left in planned[len(rows) :]]
+            rows += [runner.not_reached(left, terms, "interrupted") for left in planned[len(rows) :]]
             interrupted = True
             break
-        row = rows[-1]
-        speak.note(f"{one.name}: {row.status}" + (f": {row.reason}" if row.reason else ""))
+        terms.console.note(f"[{at}/{len(planned)}] {one.name}: {_said(rows[-1])}")
     run = results.Run(
         run=started.strftime("%Y%m%dT%H%M%SZ"),
         started=started,
         finished=datetime.now(UTC),
         command=shlex.join(["mlos", *sys.argv[1:]]),
-        tier="smoke",
-        seed=seed,
+        tier=terms.tier,
+        seed=terms.seed,
         environment=host.model_dump(mode="json") | {"id": host.id},
         versions={"mlos": __version__, **host.versions},
         rows=tuple(rows),
     )
     return run, interrupted
+
+
+def _said(row: results.Row) -> str:
+    """The row's outcome as a line: whether its package was there already, and what went wrong."""
+    cached = "; package reused (cached)" if row.install and row.install.cached else ""
+    return row.status + cached + (f": {row.reason}" if row.reason else "")
 
 
 def _with_earlier(run: results.Run, folder: Path, speak: Console) -> list[results.Run]:
@@ -155,41 +170,3 @@ def _require(run: results.Run) -> None:
     undone = len(run.rows) - run.count("passed")
     if undone:
         raise MlosError(f"{undone} of {len(run.rows)} models did not pass", hint="see the report")
-
-
-def _plan_table(planned: tuple[PlannedModel, ...]) -> Table:
-    table = Table("model", "reference", "task", "weights", box=None)
-    for one in planned:
-        table.add_row(one.name, one.reference, one.task, one.weights_reason)
-    return table
-
-
-def _table(run: results.Run) -> Table:
-    table = Table(title=f"{run.tier} tier: pass or fail, no performance claim", title_justify="left", box=None)
-    for column in ("model", "weights", "task", "format", "engine", "parity error / tolerance"):
-        table.add_column(column)
-    for column in ("p50 ms", "install s", "load s", "memory MB", "status"):
-        table.add_column(column, justify="right")
-    for row in run.rows:
-        worst = row.parity.worst if row.parity else None
-        latency, memory = row.latency, row.memory_bytes
-        table.add_row(
-            row.name,
-            row.weights or "-",
-            ", ".join(row.tasks) or "-",
-            row.format or "-",
-            row.engine or "-",
-            f"{worst.max_abs_error:.2g} / {worst.atol:g} ({worst.tolerance})" if worst and worst.atol else "-",
-            f"{latency.p50_ms:.2f}" if latency and latency.p50_ms is not None else "n/a",
-            _install_seconds(row),
-            f"{row.load.ready_seconds:.1f}" if row.load else "-",
-            f"{memory / 1e6:.0f}" if memory else "-",
-            f"[{'green' if row.status == 'passed' else 'red'}]{row.status}[/]",
-        )
-    return table
-
-
-def _install_seconds(row: results.Row) -> str:
-    if row.install is None:
-        return "-"
-    return "cached" if row.install.cached else f"{row.install.total_seconds:.1f}"

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx2
 
+from mlos.console import ProgressMode
 from mlos.errors import MissingExtraError, MlosError, UnavailableError
 
 INSTALL_SECONDS = 3600.0
@@ -42,14 +43,17 @@ def program(name: str) -> str:
     return found
 
 
-def install(reference: str) -> dict[str, Any]:
+def install(reference: str, progress: ProgressMode) -> dict[str, Any]:
     """Run ``axon install REFERENCE --output json``; its progress is shown as it comes.
+
+    On a terminal its steps are lines, since the terminal is not its own.
 
     Raises:
         MlosError: what axon said, as the class its exit status means.
     """
-    progress = "plain" if sys.stderr.isatty() else "none"
-    command = [program("axon"), "install", reference, "--output", "json", "--progress", progress]
+    if progress is ProgressMode.AUTO:
+        progress = ProgressMode.PLAIN if sys.stderr.isatty() else ProgressMode.NONE
+    command = [program("axon"), "install", reference, "--output", "json", "--progress", progress.value]
     with subprocess.Popen(  # noqa: S603  (our own program)
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -80,7 +84,7 @@ def _relay(process: subprocess.Popen[str], said: list[str]) -> None:
     assert process.stderr is not None  # PIPE was asked for
     for line in process.stderr:
         said.append(line)
-        if not line.startswith("{"):
+        if not line.startswith('{"error"'):
             sys.stderr.write(line)
             sys.stderr.flush()
 
@@ -95,6 +99,17 @@ class Server:
     ready_seconds: float
     process: subprocess.Popen[str]
     log: Path
+
+    def now(self) -> dict[str, Any]:
+        """The model's row as it stands now.
+
+        Raises:
+            UnavailableError: if the server does not list it any more.
+        """
+        row = next((row for row in _models(self.url) if row.get("digest") == self.model.get("digest")), None)
+        if row is None:
+            raise UnavailableError("mlos_core does not list the model any more")
+        return row
 
     def stop(self) -> int:
         """Ask the server to drain and wait for its end; returns its exit status."""

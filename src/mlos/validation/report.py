@@ -18,16 +18,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from mlos.validation.results import (
-    CLAIMS,
-    PERCENTILES,
-    Latency,
-    Row,
-    Run,
-    share_of_tolerance,
-    write_atomically,
-)
+from mlos.validation.results import Row, Run, share_of_tolerance, write_atomically
 from mlos.validation.stats import minimum_samples
+from mlos.validation.tiers import CLAIMS
+from mlos.validation.timing import PERCENTILES, Latency
 
 RUNS_SHOWN = 10
 BINS = 48

@@ -1,7 +1,8 @@
 """The result of a validation run: one versioned JSON file, from which every page and number is drawn.
 
-Times are in the unit their name says; raw samples are kept whole, so that anyone can compute anew. What is
-derived from them (percentiles, the stage sum) is stored for readers and checked against them when read.
+Times are in the unit their name says; raw samples are kept whole (:mod:`mlos.validation.timing`), so that
+anyone can compute anew. Schema 2 added families, intervals, generation, and the stages of loading; files of
+schema 1 are read as they are.
 """
 
 from __future__ import annotations
@@ -12,30 +13,19 @@ import tempfile
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlos.errors import NotFoundError, RefusedError
 from mlos.model import ParityMeasure, Weights
-from mlos.parity import tolerance_named
-from mlos.validation import stats
+from mlos.parity import TOLERANCES, tolerance_named
+from mlos.validation.tiers import Tier
+from mlos.validation.timing import Generation, Latency
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
-Tier: TypeAlias = Literal["smoke", "release", "record"]
-
-CLAIMS: dict[Tier, str] = {
-    "smoke": "smoke: no claim",
-    "release": "numbers with intervals",
-    "record": "comparable across releases",
-}
-"""What may be said of a tier's numbers; shown beside them."""
-PERCENTILES = (50.0, 90.0, 95.0, 99.0)
-STEAL_LIMIT = 0.01
-"""Share of the timed window's processor time that the hypervisor may take before the window is flagged."""
 
 
 class _Frozen(BaseModel):
@@ -45,7 +35,7 @@ class _Frozen(BaseModel):
 class Gate(_Frozen):
     """One thing a model must do to pass. ``detail`` says what was seen, or why it failed."""
 
-    name: Literal["install", "load", "parity", "results", "traffic", "stages", "shutdown"]
+    name: Literal["install", "load", "parity", "results", "traffic", "stages", "generation", "shutdown"]
     status: Status
     detail: str = ""
 
@@ -63,11 +53,15 @@ class Install(_Frozen):
 
 
 class Load(_Frozen):
-    """How long the model took to be ready: in its worker, and from the server's start to its readiness."""
+    """How long the model took to be ready: in its worker, and from the server's start to its readiness.
+
+    ``stages`` are the worker's own: start, verify, confine, open, warm_up.
+    """
 
     condition: str = "first load, page cache as it was"
     worker_seconds: float | None
     ready_seconds: float
+    stages: dict[str, float] = {}
 
 
 class CaseParity(_Frozen):
@@ -102,76 +96,12 @@ class ResultCheck(_Frozen):
     detail: str = ""
 
 
-class Window(_Frozen):
-    """One warm-up window: requests, throughput in requests per second, and 90th percentile in ms."""
-
-    n: int
-    throughput: float
-    p90_ms: float
-
-
-class Latency(_Frozen):
-    """One load run. ``samples_ms`` are the client's end-to-end times in order, ``server_ms`` the sums of the
-    stages that the server reported for the same requests; ``stages_ms`` are the medians of those stages.
-    """
-
-    scenario: Literal["SingleStream"] = "SingleStream"
-    seconds: float
-    samples_ms: tuple[float, ...] = Field(min_length=1)
-    server_ms: tuple[float, ...]
-    n: int
-    p50_ms: float | None
-    p90_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    stages_ms: dict[str, float]
-    client_median_ms: float
-    server_median_ms: float
-    excess_ms: float
-    excess_allowed_ms: float
-    warmup: tuple[Window, ...]
-    stable: bool
-    errors: int = 0
-    first_error: str | None = None
-    checked: int
-    """Answers of the load itself that were compared with the golden record."""
-    steal_share: float
-    """Share of the window's processor time taken by the hypervisor."""
-
-    @classmethod
-    def measured(cls, samples_ms: Iterable[float], server_ms: Iterable[float], **rest: Any) -> Latency:
-        """A latency record whose derived numbers are computed from the samples."""
-        samples = tuple(round(sample, 4) for sample in samples_ms)
-        sums = tuple(round(sample, 4) for sample in server_ms)
-        return cls(samples_ms=samples, server_ms=sums, **_derived(samples, sums), **rest)
-
-    @model_validator(mode="after")
-    def _agrees_with_samples(self) -> Latency:
-        if len(self.server_ms) != len(self.samples_ms):
-            raise ValueError("server_ms and samples_ms differ in length")
-        for name, value in _derived(self.samples_ms, self.server_ms).items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} is {getattr(self, name)}, the samples say {value}")
-        return self
-
-    @property
-    def stages_account_for_time(self) -> bool:
-        """Whether the client waited for nothing but what the server's stages explain."""
-        return self.excess_ms <= self.excess_allowed_ms
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Why these numbers should not be compared with others; empty where nothing speaks against it."""
-        found = [] if self.stable else ["UNSTABLE: warm-up windows did not agree within 10 %"]
-        if self.steal_share > STEAL_LIMIT:
-            found.append(f"steal {self.steal_share:.1%} of processor time, above {STEAL_LIMIT:.0%}")
-        return tuple(found)
-
-
 class Row(_Frozen):
     """What was found of one model in one format, engine, precision and mode."""
 
     name: str
+    family: str | None = None
+    """The catalogue's category, for example ``nlp``; absent for a model that is not in it."""
     requested: str
     reference: str | None = None
     digest: str | None = None
@@ -191,7 +121,11 @@ class Row(_Frozen):
     parity: Parity | None = None
     results: tuple[ResultCheck, ...] = ()
     latency: Latency | None = None
+    generation: Generation | None = None
     memory_bytes: int | None = None
+    """Of the worker when it was ready."""
+    peak_memory_bytes: int | None = None
+    """The most the worker held until the end of the load."""
     commands: dict[str, str] = {}
     """What to type to see it again: ``all`` for the row, ``install`` and ``serve`` for its steps."""
 
@@ -199,7 +133,7 @@ class Row(_Frozen):
 class Run(_Frozen):
     """One run of ``mlos validate``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     started: datetime
     finished: datetime
@@ -263,15 +197,25 @@ class Run(_Frozen):
             ) from error
 
 
+def divergence_bound(measure: ParityMeasure) -> float | None:
+    """The mean divergence in nats that is allowed, where it is what the measure was held to."""
+    row = TOLERANCES.get(measure.tolerance)
+    bound: float | None = getattr(row, "kl_divergence", None)
+    return bound if measure.kl_divergence is not None else None
+
+
 def share_of_tolerance(measure: ParityMeasure) -> float:
     """How much of what is allowed the error takes; more than 1 is too much.
 
-    Where the tolerance bounds no single element, it is the cosine's distance from 1 over the one allowed.
+    Where the tolerance bounds no single element, it is the divergence over the one allowed, else the cosine's
+    distance from 1 over the one allowed.
     """
     if measure.worst_ratio is not None:
         return measure.worst_ratio
-    allowed = 1 - tolerance_named(measure.tolerance).cosine
-    return max(1 - measure.cosine, 0.0) / allowed
+    bound = divergence_bound(measure)
+    if bound is not None and measure.kl_divergence is not None:
+        return max(measure.kl_divergence, 0.0) / bound
+    return max(1 - measure.cosine, 0.0) / (1 - tolerance_named(measure.tolerance).cosine)
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
@@ -309,17 +253,3 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _derived(samples: tuple[float, ...], sums: tuple[float, ...]) -> dict[str, Any]:
-    if not samples or len(samples) != len(sums):
-        raise ValueError("as many server times as samples, and at least one")
-    client, server = round(median(samples), 4), round(median(sums), 4)
-    return {
-        "n": len(samples),
-        **{f"p{p:g}_ms": stats.percentile(samples, p) for p in PERCENTILES},
-        "client_median_ms": client,
-        "server_median_ms": server,
-        "excess_ms": round(client - server, 4),
-        "excess_allowed_ms": round(stats.stage_allowance(server), 4),
-    }

@@ -6,20 +6,17 @@ what cannot go on without it; what was found until then stays in the row.
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import msgspec
 import numpy as np
 
-from mlos.console import Console
 from mlos.errors import AuthenticationError, HubError, MissingExtraError, MlosError, NoRoomError, ParityError
 from mlos.model import Tensors
 from mlos.parity import (
@@ -30,122 +27,64 @@ from mlos.parity import (
     compare_result,
     describe,
     require,
-    tolerance_named,
+    tolerance_of,
 )
-from mlos.settings import Settings
 from mlos.store import Package, Store
-from mlos.validation import load as loading
-from mlos.validation import programs, results
+from mlos.validation import programs, results, traffic
 from mlos.validation.asking import Answer, ask
 from mlos.validation.plan import PlannedModel
+from mlos.validation.rows import GateFailed, OpenRow, Terms
 
-_T = TypeVar("_T")
 _REQUEST_SECONDS = 300.0
 _DEFAULT_TOLERANCE = "fp32"
 _NOT_THE_MODELS_FAULT = (HubError, AuthenticationError, NoRoomError, MissingExtraError)
 """What keeps a model from being validated at all: nothing was found out about the model itself."""
 
 
-class _GateFailed(Exception):  # noqa: N818  (no error: it carries a failed gate out of the row's steps)
-    """A gate failed in a way that ends the row."""
-
-
-class _Row:
-    """A row being filled; what is known so far is never lost."""
-
-    def __init__(self, planned: PlannedModel, seed: int) -> None:
-        self._seed = seed
-        self.facts: dict[str, Any] = {
-            "name": planned.name,
-            "requested": planned.reference,
-            "weights_reason": planned.weights_reason,
-        }
-        self.pin(planned.reference)
-        self.gates: list[results.Gate] = []
-
-    def pin(self, reference: str) -> None:
-        """Name the commands that show the same again, at this reference."""
-        self.facts["commands"] = {
-            "all": shlex.join(["mlos", "validate", "--model", reference, "--seed", str(self._seed)]),
-            "install": shlex.join(["axon", "install", reference]),
-            "serve": shlex.join(["mlos_core", "--model", reference]),
-        }
-
-    def passed(self, name: Any, detail: str) -> None:
-        self.gates.append(results.Gate(name=name, status="passed", detail=detail))
-
-    def failed(self, name: Any, detail: str) -> None:
-        self.gates.append(results.Gate(name=name, status="failed", detail=detail))
-
-    @property
-    def sound(self) -> bool:
-        """Whether no gate has failed yet."""
-        return not any(gate.status == "failed" for gate in self.gates)
-
-    def not_run(self, name: Any, detail: str) -> None:
-        self.gates.append(results.Gate(name=name, status="not run", detail=detail))
-
-    def finished(self) -> results.Row:
-        """The row: failed if a gate failed; passed only if every gate was gone through and passed."""
-        undone = [gate for gate in self.gates if gate.status != "passed"]
-        first = next((gate for gate in undone if gate.status == "failed"), next(iter(undone), None))
-        status: results.Status = first.status if first else "passed"
-        reason = f"{first.name}: {first.detail}" if first else None
-        return results.Row(**self.facts, status=status, reason=reason, gates=tuple(self.gates))
-
-
-def validate(planned: PlannedModel, settings: Settings, seed: int, console: Console) -> results.Row:
+def validate(planned: PlannedModel, terms: Terms) -> results.Row:
     """Put one model through all gates; never raises for what the model does."""
-    row = _Row(planned, seed)
-    with suppress(_GateFailed), ExitStack() as running:
-        package = _install(row, planned, settings)
-        with console.step(f"{planned.name}: load"):
-            server = _attempt(row, "load", lambda: running.enter_context(programs.serving(package.digest)))
+    row, step = OpenRow(planned, terms), terms.console.step
+    with suppress(GateFailed), ExitStack() as running:
+        package = _install(row, planned, terms)
+        with step(f"{planned.name}: load"):
+            server = row.attempt("load", lambda: running.enter_context(programs.serving(package.digest)))
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
         _describe(row, server)
         url = f"{server.url}/v1/models/{quote(server.model['id'], safe='/@:')}/inference"
         client = running.enter_context(httpx2.Client(timeout=_REQUEST_SECONDS, trust_env=False))
-        with console.step(f"{planned.name}: parity through HTTP"):
-            golden = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
+        with step(f"{planned.name}: parity through HTTP"):
+            golden, tolerance = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
         if row.sound:
-            with console.step(f"{planned.name}: load test"):
-                _traffic(row, golden, url, seed)
+            traffic.measure(row, traffic.Subject(planned.name, url, golden, tolerance), terms)
+            _peak(row, server)
         else:
             row.not_run("traffic", "the answers are wrong, so no speed is measured")
         _stop(row, server)
     return row.finished()
 
 
-def not_reached(planned: PlannedModel, seed: int, reason: str) -> results.Row:
+def not_reached(planned: PlannedModel, terms: Terms, reason: str) -> results.Row:
     """The row of a model whose turn did not come."""
-    row = _Row(planned, seed)
+    row = OpenRow(planned, terms)
     row.not_run("install", reason)
     return row.finished()
 
 
-def _attempt(row: _Row, gate: Any, step: Callable[[], _T]) -> _T:
-    try:
-        return step()
-    except MlosError as error:
-        row.failed(gate, error.message)
-        raise _GateFailed from error
-
-
-def _install(row: _Row, planned: PlannedModel, settings: Settings) -> Package:
+def _install(row: OpenRow, planned: PlannedModel, terms: Terms) -> Package:
     began = time.monotonic()
     try:
-        installed = programs.install(planned.reference)
+        installed = programs.install(planned.reference, terms.progress)
     except ParityError as error:
         row.failed("parity", error.message)
-        raise _GateFailed from error
+        raise GateFailed from error
     except _NOT_THE_MODELS_FAULT as error:
         row.not_run("install", error.message + (f" (try: {error.hint})" if error.hint else ""))
-        raise _GateFailed from error
+        raise GateFailed from error
     except MlosError as error:
         row.failed("install", f"{error.message} ({error.code})")
-        raise _GateFailed from error
+        raise GateFailed from error
     row.pin(installed["reference"])
-    package = _attempt(row, "install", lambda: Store(settings.store).find(installed["digest"]))
+    package = row.attempt("install", lambda: Store(terms.settings.store).find(installed["digest"]))
     manifest = package.manifest
     row.facts |= {
         "reference": installed["reference"],
@@ -166,33 +105,42 @@ def _install(row: _Row, planned: PlannedModel, settings: Settings) -> Package:
     return package
 
 
-def _describe(row: _Row, server: programs.Server) -> None:
+def _describe(row: OpenRow, server: programs.Server) -> None:
     model = server.model
     row.facts |= {
         "engine": model["engine"],
         "memory_bytes": model["memory_bytes"],
         "load": results.Load(
-            worker_seconds=model["load_seconds"], ready_seconds=round(server.ready_seconds, 3)
+            worker_seconds=model["load_seconds"],
+            ready_seconds=round(server.ready_seconds, 3),
+            stages={name: round(seconds, 4) for name, seconds in (model.get("load_stages") or {}).items()},
         ),
     }
+
+
+def _peak(row: OpenRow, server: programs.Server) -> None:
+    """How much memory the worker came to hold under load, where the server says it."""
+    row.facts["peak_memory_bytes"] = row.attempt("load", server.now).get("peak_memory_bytes")
 
 
 _Ask = Callable[[dict[str, Any]], Answer]
 
 
-def _answers(row: _Row, package: Package, planned: PlannedModel, ask: _Ask) -> GoldenRecord:
-    """Parity of the outputs and of the task results, both asked through HTTP."""
+def _answers(
+    row: OpenRow, package: Package, planned: PlannedModel, ask: _Ask
+) -> tuple[GoldenRecord, Tolerance]:
+    """Parity of the outputs and of the task results, both asked through HTTP; what they were held to."""
     manifest = package.manifest
     if manifest.golden is None:
         row.not_run("parity", "no reference: the file is served as it came, no framework answers for it")
-        raise _GateFailed
+        raise GateFailed
     folder = package.path(manifest.golden)
-    golden: GoldenRecord = _attempt(row, "parity", lambda: GoldenRecord.load(folder))
-    tolerance = tolerance_named(_tolerance(package, planned))
-    answers: dict[str, Tensors] = _attempt(
-        row, "parity", lambda: {case.name: _tensors(row, package, ask, case) for case in golden.cases}
+    golden: GoldenRecord = row.attempt("parity", lambda: GoldenRecord.load(folder))
+    tolerance = row.attempt("parity", lambda: tolerance_of(manifest.artifact, _named(package, planned)))
+    answers: dict[str, Tensors] = row.attempt(
+        "parity", lambda: {case.name: _tensors(row, package, ask, case) for case in golden.cases}
     )
-    measures = _attempt(row, "parity", lambda: compare_outputs(golden, answers, tolerance))
+    measures = row.attempt("parity", lambda: compare_outputs(golden, answers, tolerance))
     row.facts["parity"] = results.Parity(
         tolerance=tolerance.name,
         framework=golden.framework,
@@ -217,17 +165,17 @@ def _answers(row: _Row, package: Package, planned: PlannedModel, ask: _Ask) -> G
         row.failed("results", f"case {wrong[0].case}: {wrong[0].detail}")
     else:
         row.passed("results", f"{len(checks)} golden requests answered as the framework does")
-    return golden
+    return golden, tolerance
 
 
-def _tolerance(package: Package, planned: PlannedModel) -> str:
+def _named(package: Package, planned: PlannedModel) -> str:
     """The catalogue's for the model; outside the catalogue, the one its install was held to."""
     if planned.entry is not None:
         return planned.entry.tolerance
     return next((measure.tolerance for measure in package.manifest.parity), _DEFAULT_TOLERANCE)
 
 
-def _tensors(row: _Row, package: Package, ask: _Ask, case: Case) -> Tensors:
+def _tensors(row: OpenRow, package: Package, ask: _Ask, case: Case) -> Tensors:
     """The model's outputs for a golden case's tensors, asked in JSON as any client could."""
     inputs = {name: tensor.tolist() for name, tensor in case.inputs.items()}
     answer = ask({"inputs": inputs, "outputs": list(case.outputs)})
@@ -263,49 +211,7 @@ def _check(ask: _Ask, case: Case, tolerance: Tolerance) -> results.ResultCheck:
     return outcome(str(compare_result(case, answer.result, tolerance) or ""))
 
 
-def _traffic(row: _Row, golden: GoldenRecord, url: str, seed: int) -> None:
-    """A load; its own answers are held to the golden record too (at least 1 % of them)."""
-    tolerance = tolerance_named(row.facts["parity"].tolerance)
-    requests = [msgspec.to_builtins(case.request) for case in golden.cases]
-    load = loading.single_stream(url, requests, seed)
-    if load.errors or not load.samples_ms:
-        row.failed(
-            "traffic", f"{load.errors} requests failed; the first: {load.first_error or 'none answered'}"
-        )
-        raise _GateFailed
-    differences = [
-        f"case {golden.cases[number].name}: {difference}"
-        for number, answer in load.answers
-        if (difference := compare_result(golden.cases[number], answer, tolerance))
-    ]
-    latency = results.Latency.measured(
-        load.samples_ms,
-        [sum(stages.values()) for stages in load.stages_ms],
-        seconds=round(load.seconds, 3),
-        stages_ms={
-            stage: round(median(stages.get(stage, 0.0) for stages in load.stages_ms), 4)
-            for stage in load.stages_ms[0]
-        },
-        warmup=tuple(load.warmup),
-        stable=load.stable,
-        checked=len(load.answers),
-        steal_share=round(max(load.steal_share, 0.0), 5),
-    )
-    row.facts["latency"] = latency
-    if differences:
-        row.failed("traffic", f"{len(differences)} answers under load differ; the first: {differences[0]}")
-    elif len(load.answers) < 0.01 * latency.n:
-        row.failed("traffic", f"only {len(load.answers)} of {latency.n} answers could be checked")
-    else:
-        row.passed("traffic", f"{latency.n} requests, {latency.checked} answers checked, no error")
-    detail = f"client {latency.client_median_ms:.2f} ms, stages {latency.server_median_ms:.2f} ms (medians)"
-    if latency.stages_account_for_time:
-        row.passed("stages", detail)
-    else:
-        row.failed("stages", f"{detail}: something outside the model is being timed")
-
-
-def _stop(row: _Row, server: programs.Server) -> None:
+def _stop(row: OpenRow, server: programs.Server) -> None:
     try:
         status = server.stop()
     except subprocess.TimeoutExpired:

@@ -1,0 +1,97 @@
+"""The same request, asked otherwise: as long to compute, and another answer.
+
+Words change places, pictures are mirrored, turned and marked. So a load of such requests costs what the golden
+ones cost, and a cache of answers gains nothing on it; where repeated golden requests come back faster than
+these, there is one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import random
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_JPEG_QUALITY = 95
+_PNG_END = 12
+"""Bytes of the chunk that ends a PNG file."""
+_WORDS = ("text", "prompt")
+
+
+class Variation:
+    """Golden requests (as JSON objects) and their variants; what takes long is done here, once."""
+
+    def __init__(self, golden: Sequence[dict[str, Any]]) -> None:
+        self._pictures = {
+            text: _turned(base64.b64decode(text)) for request in golden for text in _images(request)
+        }
+
+    def of(self, request: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+        """A variant of one of the golden requests, drawn by ``chance``; never changes the request itself."""
+        changed = dict(request)
+        for key in _WORDS:
+            if key in request:
+                changed[key] = _shuffled(request[key], chance)
+        if "texts" in request:
+            changed["texts"] = [_shuffled(text, chance) for text in request["texts"]]
+        if "messages" in request:
+            changed["messages"] = [
+                message | {"content": _shuffled(message["content"], chance)} for message in request["messages"]
+            ]
+        if "image" in request:
+            changed["image"] = self._picture(request["image"], chance)
+        if "images" in request:
+            changed["images"] = [self._picture(image, chance) for image in request["images"]]
+        return changed
+
+    def _picture(self, image: str, chance: random.Random) -> str:
+        content = _marked(chance.choice(self._pictures[image]), chance.randbytes(8))
+        return base64.b64encode(content).decode()
+
+
+def _shuffled(text: str, chance: random.Random) -> str:
+    words = text.split()
+    return " ".join(chance.sample(words, len(words)))
+
+
+def _images(request: dict[str, Any]) -> list[str]:
+    return [*([request["image"]] if "image" in request else []), *request.get("images", [])]
+
+
+def _turned(content: bytes) -> list[bytes]:
+    """The picture mirrored, upside down and both, in its own size and format; itself if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            kind = picture.format or "PNG"
+            made = [ImageOps.mirror(picture), ImageOps.flip(picture), ImageOps.mirror(ImageOps.flip(picture))]
+    except (UnidentifiedImageError, OSError):
+        return [content]
+    options = {"quality": _JPEG_QUALITY} if kind == "JPEG" else {}
+    files = []
+    for turned in made:
+        file = io.BytesIO()
+        turned.save(file, format=kind, **options)
+        files.append(file.getvalue())
+    return files
+
+
+def _marked(content: bytes, mark: bytes) -> bytes:
+    """The same picture with a comment in its file, so that no two requests are the same bytes.
+
+    JPEG: a COM segment after the start of the image (ITU-T T.81, B.2.4.5). PNG: a tEXt chunk before the end
+    (W3C PNG, 11.3.3.3). Other formats are left as they are.
+    """
+    text = binascii.hexlify(mark)
+    if content.startswith(b"\xff\xd8"):
+        return content[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(text)) + text + content[2:]
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        body = b"tEXtComment\0" + text
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", binascii.crc32(body))
+        return content[:-_PNG_END] + chunk + content[-_PNG_END:]
+    return content
