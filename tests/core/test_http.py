@@ -150,10 +150,18 @@ def test_a_wrong_address_or_method_is_told_in_our_form(shared: Server) -> None:
 
 
 def test_what_is_not_read_is_a_415(shared: Server) -> None:
-    for header, value in (("Content-Encoding", "gzip"), ("Content-Type", "multipart/form-data; boundary=x")):
-        answer = shared.infer("double", b"x", **{header: value})
-        assert answer.status == 415
-        assert answer.error["field"] == header
+    answer = shared.infer("double", b"x", **{"Content-Encoding": "gzip"})
+    assert answer.status == 415
+    assert answer.error["field"] == "Content-Encoding"
+
+
+def test_files_are_bodies_too_and_a_model_of_tensors_says_that_it_takes_none(shared: Server) -> None:
+    for kind in ("image/png", "application/octet-stream"):
+        answer = shared.infer("double", b"\x89PNG", **{"Content-Type": kind})
+        assert (answer.status, answer.error["field"], answer.error["expected"]) == (400, "image", "inputs")
+    broken = shared.infer("double", b"x", **{"Content-Type": "multipart/form-data; boundary=x"})
+    assert broken.status == 400
+    assert shared.infer("double", {"image": "no base64!"}).error["field"] == "image"
 
 
 def test_a_request_id_is_kept_if_it_is_sane(shared: Server) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import msgspec
 
+from mlos.accel import Outcome
 from mlos.core.metrics import MODE, Metrics
 from mlos.core.replica import Replica
 from mlos.core.supervisor import Supervisor
@@ -35,6 +39,19 @@ class Inference:
     precision: str
     mode: str
     timings_ms: dict[str, float]
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Those of a language model, by what they were: ``prompt``, ``completion``."""
+
+
+Part: TypeAlias = dict[str, Any]
+"""A part of an answer, as the model's task emits it: ``{"text": …}``."""
+
+
+@dataclass
+class _Counted:
+    """A request under way: the model that it is counted for, once it is known to be one."""
+
+    model: str = ""
 
 
 class DataPlane:
@@ -60,26 +77,59 @@ class DataPlane:
             DeadlineError: the deadline passed, in the queue or in the worker.
             MlosError: what the model's task or engine raised.
         """
-        name, code = "", MlosError.http_status
+        with self._counting() as counted:
+            replica = self._admitted(model)
+            counted.model = replica.package.name
+            ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
+            try:
+                outcome = await ticket.outcome
+            except asyncio.CancelledError:
+                replica.channel.cancel(ticket)
+                raise
+            return self._inference(replica, outcome)
+
+    async def stream(
+        self, model: str, request: InferenceRequest, arrived: float
+    ) -> AsyncGenerator[Part | Inference, None]:
+        """Answer one request in parts, and at last as a whole.
+
+        Closing or cancelling this generator cancels the request.
+
+        Raises:
+            MlosError: as :meth:`infer` does, before the first part or between two.
+        """
+        with self._counting() as counted:
+            replica = self._admitted(model)
+            counted.model = replica.package.name
+            ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
+            try:
+                async for part in ticket.parts():
+                    yield part
+                outcome = await ticket.outcome
+            except (asyncio.CancelledError, GeneratorExit):
+                replica.channel.cancel(ticket)
+                raise
+            yield self._inference(replica, outcome)
+
+    @contextmanager
+    def _counting(self) -> Iterator[_Counted]:
+        """Count a request while it is under way, and how it ended."""
+        counted, code = _Counted(), MlosError.http_status
         self.in_flight += 1
         self.metrics.in_flight.inc()
         try:
-            replica = self._admitted(model)
-            name = replica.package.name
-            inference = await self._through(replica, request, arrived)
+            yield counted
             code = 200
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             code = CLIENT_LEFT
             raise
         except MlosError as error:
             code = error.http_status
             raise
-        else:
-            return inference
         finally:
             self.in_flight -= 1
             self.metrics.in_flight.dec()
-            self.metrics.counted(name, code)
+            self.metrics.counted(counted.model, code)
 
     def unready(self) -> str | None:
         """Why requests should go elsewhere; nothing if they should come."""
@@ -100,13 +150,8 @@ class DataPlane:
             )
         return replica
 
-    async def _through(self, replica: Replica, request: InferenceRequest, arrived: float) -> Inference:
-        ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
-        try:
-            outcome = await ticket.outcome
-        except asyncio.CancelledError:
-            replica.channel.cancel(ticket)
-            raise
+    def _inference(self, replica: Replica, outcome: Outcome) -> Inference:
+        """What a worker answered, and what it took, counted."""
         try:
             answer = msgspec.convert(outcome.body, Answer)
         except msgspec.ValidationError as error:
@@ -121,7 +166,7 @@ class DataPlane:
             "postprocess": spent.get("postprocess", 0.0),
         }
         replica.served(outcome.finished - outcome.sent)
-        self.metrics.answered(replica, outcome.received - outcome.submitted, timings)
+        self.metrics.answered(replica, outcome.received - outcome.submitted, timings, answer.tokens)
         package, report = replica.package, replica.report
         return Inference(
             model=package.name,
@@ -132,4 +177,5 @@ class DataPlane:
             precision=package.manifest.artifact.precision,
             mode=MODE,
             timings_ms={stage: round(milliseconds, 4) for stage, milliseconds in timings.items()},
+            tokens=answer.tokens,
         )

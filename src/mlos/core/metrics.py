@@ -51,6 +51,12 @@ class Metrics:
             ("model", "code"),
             registry=self.registry,
         )
+        self._tokens = Counter(
+            "mlos_tokens",
+            "Tokens of language models: read (prompt) and written (completion)",
+            (*_VARIANT, "kind"),
+            registry=self.registry,
+        )
         self.in_flight = Gauge("mlos_in_flight", "Requests in the data plane", registry=self.registry)
         self.dropped_log_lines = Gauge(
             "mlos_log_lines_dropped", "Log lines lost because nobody took them", registry=self.registry
@@ -60,14 +66,18 @@ class Metrics:
         ).set(1)
         self.registry.register(_Replicas(supervisor))
 
-    def answered(self, replica: Replica, seconds: float, timings_ms: dict[str, float]) -> None:
-        """Count an answered request and its stages."""
+    def answered(
+        self, replica: Replica, seconds: float, timings_ms: dict[str, float], tokens: dict[str, int]
+    ) -> None:
+        """Count an answered request, its stages and its tokens."""
         package, report = replica.package, replica.report
         engine = report.engine if report is not None else ""
         labels = (package.name, package.digest[:12], engine, package.manifest.artifact.precision, MODE)
         self._requests.labels(*labels).observe(seconds)
         for stage, milliseconds in timings_ms.items():
             self._stages.labels(*labels, stage).observe(milliseconds / 1e3)
+        for kind, count in tokens.items():
+            self._tokens.labels(*labels, kind).inc(count)
 
     def counted(self, model: str, code: int) -> None:
         """Count a request by the status it was answered with."""
@@ -110,6 +120,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[Replica], float | None]], ...] = (
     ("mlos_claimed", "Requests at the worker", lambda replica: replica.channel.claimed),
     ("mlos_load_seconds", "Last load, from start to ready", lambda replica: replica.load_seconds),
     ("mlos_worker_memory_bytes", "Resident memory of the worker", lambda replica: replica.memory_bytes()),
+    (
+        "mlos_worker_memory_peak_bytes",
+        "Most resident memory that the worker has had",
+        lambda replica: replica.peak_memory_bytes(),
+    ),
     ("mlos_model_ready", "Whether the worker is ready", lambda replica: replica.state is State.READY),
 )
 

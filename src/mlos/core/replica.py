@@ -46,6 +46,7 @@ _TAIL_LINES = 5
 _LONGEST_LINE = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PAGE_BYTES = resource.getpagesize()
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,17 @@ class Replica:
         except (OSError, IndexError):  # it has just ended
             return None
         return int(pages) * _PAGE_BYTES
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most resident memory the worker has had, while there is one."""
+        if self.pid is None:
+            return None
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
+        except OSError:  # it has just ended
+            return None
+        found = _PEAK.search(status)
+        return int(found[1]) * 1024 if found else None
 
     async def _live(self) -> None:
         try:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from mlos.core.http import forms
 from mlos.core.http.errors import MediaTypeError, SlowRequestError
 from mlos.errors import InvalidInputError, PayloadTooLargeError
 from mlos.model import InferenceRequest
 
+T = TypeVar("T")
+
 _DECODER = msgspec.json.Decoder(InferenceRequest)
-_FIELDS = ", ".join(field.name for field in msgspec.structs.fields(InferenceRequest))
 _EXAMPLE = '{"text": "..."}'
 _WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>[^`]+)`(?: - at `\$\.?(?P<field>.*)`)?")
+_NOT_BASE64 = re.compile(r"Invalid base64 encoded string(?: - at `\$\.?(?P<field>.*)`)")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
 _LINGER_SECONDS = 2.0
 _LINGER_LIMITS = 4
@@ -31,7 +36,7 @@ async def read(request: Request, *, limit: int, silence: float, deadline: float)
 
     Raises:
         PayloadTooLargeError: it is larger than ``limit``; no more than that is ever held.
-        MediaTypeError: it is compressed, or a form with files.
+        MediaTypeError: it is compressed.
         SlowRequestError: it did not come in time.
         ClientDisconnect: the client left.
     """
@@ -41,13 +46,6 @@ async def read(request: Request, *, limit: int, silence: float, deadline: float)
             field="Content-Encoding",
             expected="identity",
             got=request.headers["content-encoding"],
-        )
-    if request.headers.get("content-type", "").lower().startswith("multipart/"):
-        raise MediaTypeError(
-            "forms with files are not read yet",
-            field="Content-Type",
-            expected="application/json",
-            got="multipart",
         )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -91,16 +89,30 @@ async def _let_pass(request: Request, limit: int) -> None:
                     return
 
 
-def understand(body: bytes) -> InferenceRequest:
-    """A body as a V1 request.
+async def understand(request: Request, body: bytes) -> InferenceRequest:
+    """A body as a V1 request, by its media type: a form, an image, else JSON, whatever it is said to be.
 
     Raises:
-        InvalidInputError: it is not JSON (says where), or not such a request (names the field).
+        InvalidInputError: it is not such a body (says where), or not such a request (names the field).
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await forms.of_form(request.headers, body)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return forms.of_image(body, request.query_params)
+    return decode(_DECODER, body)
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A body of JSON as what ``decoder`` decodes.
+
+    Raises:
+        InvalidInputError: it is not JSON (says where), or of another structure (names the field).
     """
     try:
-        return _DECODER.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _not_a_request(str(error)) from error
+        raise _not_a_request(str(error), decoder.type) from error
     except msgspec.DecodeError as error:
         raise _not_json(body, str(error)) from error
     except UnicodeDecodeError as error:
@@ -126,7 +138,14 @@ def _too_large(got: str, limit: int) -> PayloadTooLargeError:
     )
 
 
-def _not_a_request(text: str) -> InvalidInputError:
+def _not_a_request(text: str, kind: Any) -> InvalidInputError:
+    if found := _NOT_BASE64.match(text):
+        return InvalidInputError(
+            f"{found['field']} is not base64",
+            field=found["field"],
+            expected="a file in base64, without line breaks and without a data: prefix",
+            got="other characters",
+        )
     if found := _WRONG_TYPE.match(text):
         field = found["field"] or "body"
         expected = found["expected"].replace(" | null", "").replace("str", "string")
@@ -136,7 +155,11 @@ def _not_a_request(text: str) -> InvalidInputError:
         )
     if found := _UNKNOWN.match(text):
         name = found["field"]
-        return InvalidInputError(f"unknown field {name!r}", field=name, expected=_FIELDS, got=repr(name))
+        known = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
+        return InvalidInputError(f"unknown field {name!r}", field=name, expected=known, got=repr(name))
+    if found := _MISSING.match(text):
+        name = found["field"]
+        return InvalidInputError(f"the field {name!r} is missing", field=name, expected=name, got="none")
     return InvalidInputError(f"the body is not a request: {text}", field="body", expected=_EXAMPLE)
 
 

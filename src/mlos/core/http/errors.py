@@ -61,13 +61,18 @@ def error_body(error: MlosError, request_id: str | None) -> bytes:
 
 
 def answer_error(error: MlosError, request_id: str | None) -> Response:
-    """The whole answer, with ``Retry-After`` where the error knows it."""
+    """The whole answer."""
+    return Response(error_body(error, request_id), error.http_status, headers_of(error), JSON)
+
+
+def headers_of(error: MlosError) -> dict[str, str]:
+    """The headers that go with an error: ``Retry-After`` where it knows, and whether the connection ends."""
     headers = {}
     if isinstance(error, UnavailableError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, SlowRequestError | PayloadTooLargeError):
         headers["connection"] = "close"  # the rest of the request is not waited for
-    return Response(error_body(error, request_id), error.http_status, headers, JSON)
+    return headers
 
 
 async def answer_mlos_error(request: Request, error: Exception) -> Response:
@@ -87,7 +92,8 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     else:
         told = AddressError(
             f"nothing is at {where}",
-            hint="POST /v1/models/{name}/inference, GET /v1/models, /health, /metrics, /version",
+            hint="POST /v1/models/{name}/inference, POST /v1/chat/completions, GET /v1/models, /health, "
+            "/metrics, /version",
         )
     response = answer_error(told, request.state.request_id)
     if allowed:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,10 +13,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from mlos.core.dataplane import CLIENT_LEFT, DataPlane, Inference
+from mlos.core.dataplane import CLIENT_LEFT, DataPlane, Inference, Part
 from mlos.core.http import body
-from mlos.core.http.errors import JSON
+from mlos.core.http.errors import JSON, error_body
+from mlos.core.http.events import EventStream, event, unless_left
 from mlos.core.replica import Replica, State
+from mlos.errors import MlosError
 from mlos.model import Reference
 from mlos.store import Broken
 
@@ -37,6 +40,7 @@ class V1:
     async def inference(self, request: Request) -> Response:
         """Answer one request; the client's leaving cancels it."""
         arrived: float = request.state.arrived
+        name, request_id = request.path_params["name"], request.state.request_id
         try:
             data = await body.read(
                 request,
@@ -45,14 +49,16 @@ class V1:
                 deadline=asyncio.get_running_loop().time() + self._plane.timeout,
             )
             read = time.monotonic()
-            asked = body.understand(data)
+            asked = await body.understand(request, data)
             parsed = time.monotonic()
-            inference = await _unless_left(
-                request, self._plane.infer(request.path_params["name"], asked, arrived)
-            )
+            if asked.stream:
+                answering = self._plane.stream(name, asked, arrived)
+                first = await unless_left(request.receive, anext(answering))
+                return EventStream(_events(first, answering, request_id), silence=self._silence)
+            inference = await unless_left(request.receive, self._plane.infer(name, asked, arrived))
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT)
-        content = msgspec.json.encode(_answer(inference, request.state.request_id))
+        content = msgspec.json.encode(_answer(inference, request_id))
         done = time.monotonic()
         stages = {"read": read - arrived, "parse": parsed - read, "total": done - arrived}
         timing = [f"{name};dur={1e3 * seconds:.3f}" for name, seconds in stages.items()]
@@ -67,23 +73,23 @@ class V1:
         return Response(msgspec.json.encode({"object": "list", "data": data}), 200, None, JSON)
 
 
-async def _unless_left(request: Request, answering: Any) -> Inference:
-    """Wait for the answer, or for the client to leave, which cancels it and raises ``ClientDisconnect``."""
-    answer: asyncio.Task[Inference] = asyncio.ensure_future(answering)
-    left = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
-    finally:
-        left.cancel()
-        answer.cancel()
+async def _events(
+    first: Part | Inference, rest: AsyncGenerator[Part | Inference, None], request_id: str
+) -> AsyncGenerator[bytes, None]:
+    """Each part as an event ``part``, and the whole answer as the event ``answer``; an ``error`` ends them."""
+    async with contextlib.aclosing(rest):
+        try:
+            yield _event(first, request_id)
+            async for item in rest:
+                yield _event(item, request_id)
+        except MlosError as error:
+            yield event(error_body(error, request_id), "error")
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _event(item: Part | Inference, request_id: str) -> bytes:
+    if isinstance(item, Inference):
+        return event(_answer(item, request_id), "answer")
+    return event(item, "part")
 
 
 def _answer(inference: Inference, request_id: str) -> dict[str, Any]:
@@ -116,13 +122,18 @@ def _row(replica: Replica) -> dict[str, Any]:
         "state": replica.state,
         "reason": replica.reason,
         "load_seconds": replica.load_seconds,
+        "load_stages": report.load_seconds if report is not None else None,
         "memory_bytes": replica.memory_bytes(),
+        "peak_memory_bytes": replica.peak_memory_bytes(),
         "weights": manifest.weights,
     }
 
 
 def _broken_row(broken: Broken) -> dict[str, Any]:
-    unknown = ("tasks", "format", "precision", "engine", "load_seconds", "memory_bytes", "weights")
+    unknown = (
+        *("tasks", "format", "precision", "engine", "weights"),
+        *("load_seconds", "load_stages", "memory_bytes", "peak_memory_bytes"),
+    )
     return {
         "id": broken.reference,
         "object": "model",

@@ -1,0 +1,125 @@
+"""Bodies that are files: a form with files in it, or one image as it is. Nothing here looks into an image."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, get_type_hints
+
+import msgspec
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from mlos.errors import InvalidInputError
+from mlos.model import InferenceRequest
+
+_FILES = ("image", "images", "file")
+"""Names of form fields that hold image files; several make a request of several images."""
+_WORDS = {name for name, kind in get_type_hints(InferenceRequest).items() if kind == str | None}
+_FIELDS = {field.name for field in msgspec.structs.fields(InferenceRequest)} - {"image", "images"}
+_MOST_FILES, _MOST_FIELDS = 64, 64
+
+
+class _Parser(MultiPartParser):
+    """starlette's, with every file kept in memory: the body is there already, and bounded."""
+
+    def __init__(self, headers: Headers, body: bytes) -> None:
+        super().__init__(
+            headers,
+            _once(body),
+            max_files=_MOST_FILES,
+            max_fields=_MOST_FIELDS,
+            max_part_size=max(len(body), 1),
+        )
+        self.spool_max_size = len(body) + 1
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def of_image(body: bytes, query: Mapping[str, str]) -> InferenceRequest:
+    """The request whose body is one image file; its other fields stand in the address, as in a form.
+
+    Raises:
+        InvalidInputError: if one of them is unknown or no value for it.
+    """
+    return _request({name: [value] for name, value in query.items()}, [body])
+
+
+async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
+    """The request of a ``multipart/form-data`` body.
+
+    Image files come as ``image`` (or ``images``, or ``file``), one or several. The other fields of a request
+    come under their names: words as they are, everything else as JSON.
+
+    Raises:
+        InvalidInputError: if the body is no form, or a field is unknown or no value for it.
+    """
+    try:
+        form = await _Parser(headers, body).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        reason = error.message if isinstance(error, MultiPartException) else f"{type(error).__name__}: {error}"
+        raise InvalidInputError(
+            f"the body is not a form: {reason}", field="body", expected="multipart/form-data", got=reason
+        ) from error
+    try:
+        return await _of_items(form)
+    finally:
+        await form.close()
+
+
+async def _of_items(form: FormData) -> InferenceRequest:
+    fields: dict[str, list[str]] = {}
+    files: list[bytes] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in _FILES:
+                raise InvalidInputError(
+                    f"the form holds a file under the name {name[:100]!r}",
+                    field=name[:100],
+                    expected=" or ".join(_FILES),
+                    got=repr(name[:100]),
+                )
+            files.append(await value.read())
+        else:
+            fields.setdefault(name, []).append(value)
+    if not fields and not files:
+        raise InvalidInputError(
+            "the form holds no whole field", field="body", expected="multipart/form-data", got="an empty form"
+        )
+    return _request(fields, files)
+
+
+def _request(fields: Mapping[str, list[str]], images: list[bytes]) -> InferenceRequest:
+    values: dict[str, Any] = {}
+    for name, given in fields.items():
+        if name not in _FIELDS:
+            raise InvalidInputError(
+                f"unknown field {name[:100]!r}",
+                field=name[:100],
+                expected=", ".join(sorted(_FIELDS | set(_FILES))),
+                got=repr(name[:100]),
+            )
+        if name == "texts" and not given[0].startswith("["):
+            values[name] = given
+        elif len(given) > 1:
+            raise InvalidInputError(
+                f"{name} stands {len(given)} times in the form", field=name, expected="once"
+            )
+        else:
+            values[name] = given[0] if name in _WORDS else _json(name, given[0])
+    if images:
+        values |= {"image": images[0]} if len(images) == 1 else {"images": images}
+    try:
+        return msgspec.convert(values, InferenceRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"the form is not a request: {error}", field="body") from error
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{name} is not JSON: {error}", field=name, expected="JSON", got=f"{text[:100]!r}"
+        ) from error

@@ -1,0 +1,59 @@
+"""Plug-ins for the runtime's tests, installed beside the real ones: a task that counts, slowly if asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+COUNTING = """
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from mlos.errors import InvalidInputError, WorkerError
+from mlos.tasks import Prepared
+
+
+@dataclass
+class Counted:
+    text: str
+    tokens: dict
+
+
+class Counting:
+    name = "counting"
+
+    def __init__(self, folder, manifest, limits):
+        pass
+
+    def accepts(self, request):
+        return request.prompt is not None
+
+    def preprocess(self, request):
+        if not request.prompt.isdecimal():
+            raise InvalidInputError("not a number", field="prompt", expected="a number", got=request.prompt)
+        return Prepared({"x": np.ones((1, 3), np.float32)}, ("y",), (int(request.prompt), request.parameters))
+
+    def compute(self, engine, prepared, stream):
+        (upto, parameters), text = prepared.context, ""
+        for number in range(upto):
+            stream.check()
+            if number == parameters.get("fail_at"):
+                raise WorkerError("counted too far")
+            stream.emit({"text": f"{number} "})
+            text += f"{number} "
+            time.sleep(parameters.get("pause", 0))
+        return Counted(text, {"prompt": 1, "completion": upto})
+
+    def postprocess(self, prepared, computed):
+        return {"text": computed.text}
+"""
+
+
+def install_counting(home: Path) -> None:
+    """Make the task ``counting`` known to the servers that run with this home."""
+    modules = home / "modules"
+    described = modules / "counting-1.dist-info"
+    described.mkdir(parents=True)
+    (modules / "counting.py").write_text(COUNTING)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1\n")
+    (described / "entry_points.txt").write_text("[mlos.tasks.v1]\ncounting = counting:Counting\n")

@@ -1,0 +1,79 @@
+"""Bodies that are files: forms as browsers and curl send them, images as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.datastructures import Headers
+
+from mlos.core.http.forms import of_form, of_image
+from mlos.errors import InvalidInputError
+from mlos.model import InferenceRequest
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8000
+"""Two megabytes that begin like an image; nobody looks inside here."""
+
+
+def form(files: Any, fields: Any = None) -> InferenceRequest:
+    """What is understood of a form that a real client made."""
+    request = httpx2.Request("POST", "http://x/", files=files, data=fields)
+    return asyncio.run(of_form(Headers(dict(request.headers)), request.read()))
+
+
+def test_a_file_is_an_image_byte_for_byte() -> None:
+    assert form({"image": ("cat.png", PICTURE, "image/png")}) == InferenceRequest(image=PICTURE)
+    assert form({"file": ("cat.png", PICTURE)}) == InferenceRequest(image=PICTURE)
+
+
+def test_several_files_are_several_images_in_order() -> None:
+    files = [("image", ("a.png", PICTURE)), ("image", ("b.png", b"other"))]
+    assert form(files) == InferenceRequest(images=[PICTURE, b"other"])
+
+
+def test_the_other_fields_are_words_or_json() -> None:
+    asked = form(
+        {"image": ("a", b"x")},
+        {"task": "image-classification", "parameters": '{"top_k": 3}', "stream": "true"},
+    )
+    assert asked == InferenceRequest(
+        image=b"x", task="image-classification", parameters={"top_k": 3}, stream=True
+    )
+
+
+def test_an_image_as_it_is_takes_its_fields_from_the_address() -> None:
+    asked = of_image(PICTURE, {"parameters": '{"top_k": 1}', "task": "image-classification"})
+    assert asked == InferenceRequest(image=PICTURE, task="image-classification", parameters={"top_k": 1})
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "field"),
+    [
+        ({"picture": ("a", b"x")}, None, "picture"),
+        ({"image": ("a", b"x")}, {"colour": "red"}, "colour"),
+        ({"image": ("a", b"x")}, {"parameters": "{"}, "parameters"),
+        ({"image": ("a", b"x")}, {"parameters": "[1]"}, "body"),
+        ({"image": ("a", b"x")}, {"stream": "perhaps"}, "stream"),
+        ({"image": ("a", b"x")}, {"task": ["a", "b"]}, "task"),
+        ([("image", ("a", b"x"))] * 65, None, "body"),
+    ],
+)
+def test_a_wrong_form_is_told_by_its_field(files: Any, fields: Any, field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        form(files, fields)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=x", b"no form at all"),
+        ("multipart/form-data; boundary=x", b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\ncut'),
+    ],
+)
+def test_a_broken_form_is_refused(content_type: str, body: bytes) -> None:
+    with pytest.raises(InvalidInputError):
+        asyncio.run(of_form(Headers({"content-type": content_type}), body))
