@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/ruff format --check
 
 types: setup
-	$(BIN)/mypy src/mlos tests scripts
+	$(BIN)/mypy src/mlos tests scripts benchmarks
 
 setup: ## Set up .venv from the lock, once; the other targets do it when needed
 	@$(PYTHON) scripts/setup.py
