@@ -39,19 +39,6 @@ WORDS = (
     *("river", "stone", "cloud", "letter", "engine", "garden"),
     *("winter", "music", "signal", "harbour", "paper", "number"),
 )
-    "river",
-    "stone",
-    "cloud",
-    "letter",
-    "engine",
-    "garden",
-    "winter",
-    "music",
-    "signal",
-    "harbour",
-    "paper",
-    "number",
-]
 TOKENS = 64
 """Tokens that a language model writes per request."""
 Timed = Callable[[], float]
