@@ -130,7 +130,8 @@ def t5(package: Package, client: httpx2.Client, address: str) -> tuple[Timed, Ti
             results = dict(zip(wanted, decoder.run(wanted, feed), strict=True))
             past = {name: results["present." + name.removeprefix("past.")] for name in past}
             int(results["logits"][0, -1].argmax())
-        return (time.perf_counter() - began) / tokens.shape[1]
+        steps: int = tokens.shape[1]
+        return (time.perf_counter() - began) / steps
 
     return served, bare
 
