@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, subject, texts_of
+from mlos.tasks.prepared import (
+    Known,
+    Limits,
+    Prepared,
+    check_parameters,
+    is_whole,
+    require_finite,
+    subject,
+    texts_of,
+)
 from mlos.tasks.task import SinglePass
 from mlos.tasks.text import TextEncoder
 
@@ -55,7 +64,7 @@ class FillMask(SinglePass):
     def preprocess(self, request: InferenceRequest) -> Prepared:
         """Tokenise; every text must keep a mask after it is cut at the model's length."""
         texts = texts_of(request, self.name, self._max_text_bytes)
-        known = {"top_k": (f"a whole number from 1 to {_MOST}", _is_top_k)}
+        known: Known = {"top_k": (f"a whole number from 1 to {_MOST}", lambda value: is_whole(value, 1, _MOST))}
         top_k = check_parameters(request, known).get("top_k", _TOP_K)
         inputs = self._encoder.encode(texts)
         for number, tokens in enumerate(inputs["input_ids"]):
@@ -118,7 +127,3 @@ def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     powers = np.exp(logits.astype(np.float64) - float(logits.max()))
     shares: NDArray[np.float64] = powers / powers.sum()
     return shares
-
-
-def _is_top_k(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST

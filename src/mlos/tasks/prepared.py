@@ -18,6 +18,10 @@ Subject: TypeAlias = Literal["text", "texts", "prompt", "messages", "image", "im
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 
 
+Known: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
+"""Parameters that a task knows: name to what is expected of its value, in words and as a test."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How large a request may be, by what its content costs; see the settings of the same names."""
 
@@ -127,10 +131,8 @@ def check_texts(texts: list[str], kind: str, max_bytes: int) -> None:
         )
 
 
-def check_parameters(
-    request: InferenceRequest, known: Mapping[str, tuple[str, Callable[[Any], bool]]]
-) -> dict[str, Any]:
-    """The request's parameters, each of which must be known and hold. ``known``: name to (expected, test).
+def check_parameters(request: InferenceRequest, known: Known) -> dict[str, Any]:
+    """The request's parameters, each of which must be known and hold.
 
     Raises:
         InvalidInputError: naming the parameter.
@@ -152,6 +154,17 @@ def check_parameters(
                 got=f"{value!r:.100}",
             )
     return dict(request.parameters)
+
+
+def is_whole(value: Any, least: int, most: int | None = None) -> bool:
+    """Whether ``value`` is a whole number (no boolean) within bounds."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and value >= least and (most is None or value <= most)
+
+
+def is_number(value: Any, least: float, most: float) -> bool:
+    """Whether ``value`` is a number (no boolean, no NaN) within bounds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def require_finite(name: str, output: NDArray[Any]) -> NDArray[Any]:

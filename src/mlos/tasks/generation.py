@@ -1,0 +1,223 @@
+"""What the tasks of language models share: parameters, text as it is written, and the loop that writes it."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+
+from mlos.engines import Engine, LanguageModel, Sampling, Vocabulary, vocabulary_of
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
+from mlos.model import InferenceRequest, Manifest
+from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, is_number, is_whole
+from mlos.tasks.task import Stream
+
+MAX_TOKENS = 256
+"""Tokens written where a request names no number."""
+_MOST_STOPS, _LONGEST_STOP = 16, 256
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+KNOWN: Known = {
+    "max_tokens": ("a whole number from 1", lambda value: is_whole(value, 1)),
+    "temperature": ("a number from 0 to 100; 0 takes the likeliest", lambda value: is_number(value, 0, 100)),
+    "top_k": ("a whole number from 0; 0 leaves all tokens in", lambda value: is_whole(value, 0, 1 << 20)),
+    "top_p": ("a number above 0, at most 1", lambda value: is_number(value, 0, 1) and value > 0),
+    "min_p": ("a number from 0 to 1", lambda value: is_number(value, 0, 1)),
+    "repetition_penalty": (
+        "a number above 0, at most 10",
+        lambda value: is_number(value, 0, 10) and value > 0,
+    ),
+    "presence_penalty": ("a number from -2 to 2", lambda value: is_number(value, -2, 2)),
+    "frequency_penalty": ("a number from -2 to 2", lambda value: is_number(value, -2, 2)),
+    "seed": ("a whole number from 0 to 4294967295", lambda value: is_whole(value, 0, 2**32 - 1)),
+    "stop": (
+        f"a text, or up to {_MOST_STOPS} texts, of 1 to {_LONGEST_STOP} characters",
+        lambda value: _are_stops(value),
+    ),
+}
+"""Parameters of every language model, as :func:`check_parameters` takes them."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a language model wrote: its text, and why it ended: it or a stop string said so, or its length."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens by what they were."""
+        return {"prompt": self.prompt_tokens, "completion": self.completion_tokens}
+
+    def as_result(self) -> dict[str, Any]:
+        """The answer, in the words of JSON."""
+        return {
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+            },
+        }
+
+
+class Writing:
+    """Text as it comes, in pieces of tokens: whole characters only, and nothing from a stop string on.
+
+    What may still turn out to be the beginning of a stop string is held back until it is decided.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.text = ""
+        """What is certain so far."""
+        self.stopped = False
+        """Whether a stop string has come."""
+
+    def add(self, piece: bytes) -> str:
+        """Take in a token's bytes; returns what has become certain with them."""
+        return self._settle(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """There will be no more: returns what was held back; a broken character becomes U+FFFD."""
+        certain = self._settle(self._decoder.decode(b"", final=True))
+        if not self.stopped:
+            certain += self._held
+            self.text += self._held
+            self._held = ""
+        return certain
+
+    def _settle(self, more: str) -> str:
+        if self.stopped:
+            return ""
+        self._held += more
+        # The one that is complete first counts, so that it does not matter how the text was cut in pieces.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = self._held[: min(found)[1]], ""
+        else:
+            keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+            cut = len(self._held) - keep
+            certain, self._held = self._held[:cut], self._held[cut:]
+        self.text += certain
+        return certain
+
+
+@dataclass(frozen=True)
+class _Plan:
+    sampling: Sampling
+    max_tokens: int
+    stops: tuple[str, ...]
+
+
+class LanguageTask:
+    """A task of a language model: one sequence of tokens is continued.
+
+    The model's own file holds its vocabulary, so ``manifest.preprocessing`` need not say anything.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
+        self._max_text_bytes = limits.max_text_bytes
+        self._vocabulary: Vocabulary = vocabulary_of(folder, manifest.artifact)
+        texts = sorted(filter(None, self._vocabulary.control), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
+
+    def compute(self, engine: Engine, prepared: Prepared, stream: Stream) -> Generated:
+        """Write until the model, a stop string or the length ends it."""
+        if not isinstance(engine, LanguageModel):
+            raise RefusedError(
+                f"{engine.name} does not continue sequences of tokens",
+                field="engine",
+                expected="an engine of language models",
+                got=engine.name,
+            )
+        plan = cast("_Plan", prepared.context)
+        prompt = prepared.inputs["input_ids"][0].tolist()
+        if len(prompt) >= engine.context_length:
+            raise PayloadTooLargeError(
+                f"the prompt of {len(prompt)} tokens leaves no room in the model's context",
+                field="prompt",
+                expected=f"fewer than {engine.context_length} tokens",
+                got=f"{len(prompt)} tokens",
+                hint="shorten the prompt or the conversation",
+            )
+        writing, written = Writing(plan.stops), 0
+        reason: FinishReason = "length"
+        with closing(engine.generate(prompt, plan.sampling, stream.check)) as tokens:
+            for token in tokens:
+                written += 1
+                if self._vocabulary.ends(token):
+                    reason = "stop"
+                    break
+                if delta := writing.add(self._vocabulary.piece(token)):
+                    stream.emit({"text": delta})
+                if writing.stopped:
+                    reason = "stop"
+                    break
+                if written >= plan.max_tokens:
+                    break
+        if rest := writing.finish():
+            stream.emit({"text": rest})
+        return Generated(writing.text, reason, len(prompt), written)
+
+    def postprocess(self, prepared: Prepared, computed: Generated) -> dict[str, Any]:
+        """``{"text", "finish_reason", "usage": {"prompt_tokens", "completion_tokens"}}``."""
+        return computed.as_result()
+
+    def refuse_control(self, text: str, field: str, hint: str) -> None:
+        """Refuse a person's text that spells a control token, by which it could pass for the template's own.
+
+        Raises:
+            InvalidInputError: naming the token.
+        """
+        found = self._control.search(text) if self._control is not None else None
+        if found is not None:
+            raise InvalidInputError(
+                f"{field} spells the model's control token {found[0]!r}",
+                field=field,
+                expected="text without control tokens",
+                got=repr(found[0]),
+                hint=hint,
+            )
+
+    def _prepared(self, tokens: list[int], request: InferenceRequest, more: Known | None = None) -> Prepared:
+        """``tokens`` as the model's input of shape (1, tokens), with what the request's parameters ask for."""
+        given = check_parameters(request, {**KNOWN, **(more or {})})
+        names = Sampling.__dataclass_fields__
+        sampling = Sampling(**{name: value for name, value in given.items() if name in names})
+        stops = given.get("stop", ())
+        plan = _Plan(
+            sampling,
+            given.get("max_tokens", MAX_TOKENS),
+            (stops,) if isinstance(stops, str) else tuple(stops),
+        )
+        return Prepared({"input_ids": np.array([tokens], dtype=np.int64)}, (), plan)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` are the beginning of ``stop``."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+def _are_stops(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return (
+        isinstance(texts, list)
+        and len(texts) <= _MOST_STOPS
+        and all(isinstance(text, str) and 1 <= len(text) <= _LONGEST_STOP for text in texts)
+    )
