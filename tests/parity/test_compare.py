@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -185,14 +186,21 @@ def test_whole_numbers_and_booleans_are_compared() -> None:
 
 
 def test_the_rows_are_those_of_the_standard() -> None:
-    rows = {row.name: (row.atol, row.rtol, row.cosine, row.argmax) for row in TOLERANCES.values()}
+    rows = {
+        row.name: (row.atol, row.rtol, row.cosine, row.argmax)
+        for row in TOLERANCES.values()
+        if row.kl_divergence is None
+    }
     assert rows == {
+        "F32": (1e-4, 1e-3, 0.9999, 1.0),
         "fp32": (1e-4, 1e-3, 0.9999, 1.0),
         "fp32-wide": (1e-3, 1e-3, 0.9999, 1.0),
         "fp16": (None, None, 0.999, 0.995),
         "bf16": (None, None, 0.995, 0.99),
         "int8": (None, None, 0.98, 0.97),
     }
+    divergences = {row.name: row.kl_divergence for row in TOLERANCES.values() if row.kl_divergence is not None}
+    assert divergences == {"F16": 1e-4, "BF16": 1e-4, "Q8_0": 1e-3, "Q5_K_M": 1e-2, "Q4_K_M": 3e-2}
     with pytest.raises(UsageError, match="'int4'"):
         tolerance_named("int4")
 
@@ -225,6 +233,13 @@ def mutant() -> tuple[Tiny, GoldenRecord]:
     return Tiny(), GoldenRecord(cases)
 
 
+def only_logits(golden: GoldenRecord) -> GoldenRecord:
+    """The record without the outputs that have no distribution."""
+    return GoldenRecord(
+        tuple(replace(case, outputs={"logits": case.outputs["logits"]}) for case in golden.cases)
+    )
+
+
 def passes(model: Tiny, golden: GoldenRecord, tolerance: Tolerance) -> bool:
     given = {name: model(tokens) for name, tokens in BATCHES.items()}
     return all(measure.passed for measure in compare_outputs(golden, given, tolerance))
@@ -232,14 +247,51 @@ def passes(model: Tiny, golden: GoldenRecord, tolerance: Tolerance) -> bool:
 
 @pytest.mark.parametrize("row", list(TOLERANCES.values()), ids=list(TOLERANCES))
 def test_the_unchanged_model_passes_every_row(mutant: tuple[Tiny, GoldenRecord], row: Tolerance) -> None:
-    assert passes(*mutant, row)
+    model, golden = mutant
+    assert passes(model, golden if row.kl_divergence is None else only_logits(golden), row)
 
 
-@pytest.mark.parametrize("row", [FP32, TOLERANCES["int8"]], ids=["fp32", "int8"])
-def test_swapped_layers_fail(mutant: tuple[Tiny, GoldenRecord], row: Tolerance) -> None:
+@pytest.mark.parametrize("row", list(TOLERANCES.values()), ids=list(TOLERANCES))
+def test_swapped_layers_fail_every_row(mutant: tuple[Tiny, GoldenRecord], row: Tolerance) -> None:
     model, golden = mutant
     model.layers.reverse()
-    assert not passes(model, golden, row)
+    assert not passes(model, golden if row.kl_divergence is None else only_logits(golden), row)
+
+
+def test_the_divergence_is_the_mean_over_valid_positions_in_nats() -> None:
+    reference = np.log(np.array([[[0.5, 0.5], [0.25, 0.75]], [[0.5, 0.5], [0.9, 0.1]]]))
+    answer = np.log(np.array([[[0.5, 0.5], [0.75, 0.25]], [[0.25, 0.75], [0.1, 0.9]]]))
+    inputs = {"attention_mask": np.array([[1, 1], [1, 0]])}
+    golden = GoldenRecord(
+        (
+            Case(
+                "c",
+                InferenceRequest(text=""),
+                "x",
+                inputs,
+                {"logits": (reference + 7).astype(np.float32)},
+                None,
+            ),
+        )
+    )
+    (measure,) = compare_outputs(golden, {"c": {"logits": answer.astype(np.float32)}}, TOLERANCES["Q4_K_M"])
+    expected = (0 + 0.5 * np.log(3) + 0.5 * np.log(4 / 3)) / 3  # by hand; the padded position is not counted
+    assert measure.kl_divergence == pytest.approx(expected, rel=1e-6)
+    assert not measure.passed
+    assert "mean KL divergence 0.231 of at most 0.03 nats" in describe(measure)
+
+
+def test_a_divergence_bounds_nothing_but_logits_so_another_output_does_not_pass(
+    mutant: tuple[Tiny, GoldenRecord],
+) -> None:
+    model, golden = mutant
+    assert not passes(model, golden, TOLERANCES["F16"])
+
+
+def test_rows_without_a_divergence_measure_none(mutant: tuple[Tiny, GoldenRecord]) -> None:
+    model, golden = mutant
+    given = {name: model(tokens) for name, tokens in BATCHES.items()}
+    assert [each.kl_divergence for each in compare_outputs(golden, given, FP32)] == [None, None]
 
 
 def test_a_flipped_high_bit_of_one_weight_fails(mutant: tuple[Tiny, GoldenRecord]) -> None:

@@ -1,8 +1,8 @@
 """A model's outputs against the framework's: one measure per output, over all cases of the record.
 
 Values are compared at every position, padding included: the same graph on the same inputs gives the same
-numbers there too, and a request with tensors is answered with them. Decisions (the argmax of ``logits``) are
-compared only where the attention mask is set: at padding nothing is decided.
+numbers there too, and a request with tensors is answered with them. Decisions (the argmax of ``logits``) and
+distributions (their softmax) are compared only where the attention mask is set: at padding nothing is decided.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlos.errors import ParityError
 from mlos.model import ParityMeasure, Tensors
 from mlos.parity.positions import DECISIONS, valid_positions
 from mlos.parity.record import Case, GoldenRecord
-from mlos.parity.tolerance import Tolerance
+from mlos.parity.tolerance import Tolerance, tolerance_named
 
 
 def compare_outputs(
@@ -28,6 +28,7 @@ def compare_outputs(
     The error is the largest over all elements of all cases, the cosine that of the worst sample (an element of
     the first axis, flattened), the argmax agreement the share over all decided positions of all cases. A
     position whose two best reference logits differ by less than 2 atol decides nothing and is not counted.
+    Where the row bounds it, the divergence of ``logits`` is the mean over all valid positions of all cases.
 
     Raises:
         ParityError: if an answer is missing, has another shape, or holds NaN or infinity; such an answer has
@@ -51,6 +52,9 @@ def describe(measure: ParityMeasure) -> str:
         bound = measure.tolerance
     line = f"{measure.output}: max |error| {measure.max_abs_error:.3g} against tolerance {bound}{where}"
     line += f"; cosine {measure.cosine:.7f}"
+    if measure.kl_divergence is not None:
+        most = tolerance_named(measure.tolerance).kl_divergence
+        line += f"; mean KL divergence {measure.kl_divergence:.3g} of at most {most:g} nats"
     if measure.argmax_agreement is not None:
         line += f"; argmax agreement {measure.argmax_agreement:.2%}"
     return line
@@ -71,7 +75,8 @@ def _measure(
     name: str, cases: Sequence[Case], answers: Mapping[str, Tensors], tolerance: Tolerance
 ) -> ParityMeasure:
     worst_case, max_abs_error, worst_ratio, cosine = cases[0].name, -1.0, 0.0, 1.0
-    agreed = decided = 0
+    agreed = decided = positions = 0
+    divergence = 0.0
     for case in cases:
         reference, answer = _pair(name, case, answers)
         error = np.abs(answer - reference)
@@ -85,8 +90,12 @@ def _measure(
         if name == DECISIONS:
             case_agreed, case_decided = _decisions(case, reference, answer, tolerance)
             agreed, decided = agreed + case_agreed, decided + case_decided
+            if tolerance.kl_divergence is not None:
+                each = _divergences(reference, answer)[valid_positions(case, reference)]
+                divergence, positions = divergence + float(each.sum()), positions + each.size
     bounded = tolerance.atol is not None
     agreement = agreed / decided if decided else (1.0 if name == DECISIONS else None)
+    mean = divergence / positions if positions else None
     return ParityMeasure(
         output=name,
         case=worst_case,
@@ -96,10 +105,13 @@ def _measure(
         worst_ratio=worst_ratio if bounded else None,
         cosine=cosine,
         argmax_agreement=agreement,
+        kl_divergence=mean,
         tolerance=tolerance.name,
         passed=(not bounded or worst_ratio <= 1)
         and cosine >= tolerance.cosine
-        and (agreement is None or agreement >= tolerance.argmax),
+        and (agreement is None or agreement >= tolerance.argmax)
+        # An output that has no distribution is not held to anything by such a row, so it does not pass.
+        and (tolerance.kl_divergence is None or (mean is not None and mean <= tolerance.kl_divergence)),
     )
 
 
@@ -154,3 +166,19 @@ def _decisions(
         decided = decided & (best - second >= 2 * tolerance.atol)
     agreed: NDArray[Any] = reference.argmax(axis=-1) == answer.argmax(axis=-1)
     return int((agreed & decided).sum()), int(decided.sum())
+
+
+def _divergences(reference: NDArray[np.float64], answer: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of the answer's distribution from the reference's at each position, in nats.
+
+    sum over tokens of p * (log p - log q), with p and q the softmax of the last axis.
+    """
+    log_p, log_q = _log_softmax(reference), _log_softmax(answer)
+    found: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    return np.maximum(found, 0.0)  # it cannot be negative, its rounding can
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found

@@ -13,6 +13,7 @@ from rich.text import Text
 from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, voice
 from mlos.axon.install import STAGES, Installed, Plan, install, plan
 from mlos.model import ParityMeasure
+from mlos.parity import tolerance_named
 
 
 def run(
@@ -79,6 +80,7 @@ def parity_table(measures: tuple[ParityMeasure, ...]) -> RenderableType:
         "tolerance",
         "cosine",
         "argmax",
+        "KL, nats",
         "verdict",
         title="parity",
         title_justify="left",
@@ -89,13 +91,15 @@ def parity_table(measures: tuple[ParityMeasure, ...]) -> RenderableType:
             if measure.atol is None or measure.rtol is None
             else f"atol {measure.atol:g}, rtol {measure.rtol:g} "
         )
-        agreement = measure.argmax_agreement
+        agreement, divergence = measure.argmax_agreement, measure.kl_divergence
+        most = tolerance_named(measure.tolerance).kl_divergence
         table.add_row(
             measure.output,
             f"{measure.max_abs_error:.3g}",
             f"{bound}({measure.tolerance})",
             f"{measure.cosine:.7f}",
             "" if agreement is None else f"{agreement:.2%}",
+            "" if divergence is None or most is None else f"{divergence:.2g} of {most:g}",
             "[green]pass[/]" if measure.passed else "[red]fail[/]",
         )
     return table
