@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlos.engines.encoder_decoder import EncoderDecoder
 from mlos.engines.engine import Engine
+from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Vocabulary
 from mlos.errors import RefusedError
@@ -31,6 +32,7 @@ __all__ = [
     "check_outputs",
     "engine_for",
     "open_model",
+    "vocabulary_of",
 ]
 
 

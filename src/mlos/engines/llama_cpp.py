@@ -1,14 +1,364 @@
-"""llama.cpp on the CPU: GGUF files."""
+"""llama.cpp on the CPU: GGUF files, one sequence at a time."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import ctypes
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from mlos.model import ModelFormat
+import numpy as np
+from numpy.typing import NDArray
+
+from mlos.engines.files import file_of
+from mlos.engines.inputs import check_inputs, check_outputs
+from mlos.engines.language import Sampling
+from mlos.engines.llama_cpp_library import Model, forget, library, reason, version
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, UsageError, WorkerError
+from mlos.model import Artifact, ModelFormat, Tensors
+
+TOKENS, LOGITS = "input_ids", "logits"
+MAX_CONTEXT = 4096
+"""Most tokens of a sequence: the cache of keys and values is made at once, for all of them."""
+MAX_VALUES = 1 << 25
+"""Most logits of one run, 128 MiB of them."""
+_CHUNK = 256
+"""Tokens that are read at once: more are hardly faster, and fewer are slower."""
+_CHECK_SECONDS = 0.02
+_ABORTED = 2
+_F32 = 0
+"""The library's number of that element type."""
 
 
 class LlamaCppEngine:
-    """A GGUF file."""
+    """A GGUF file of a causal language model.
+
+    It takes ``input_ids`` (batch, sequence) and gives ``logits`` (batch, sequence, vocabulary), one row after
+    another, so that none depends on its neighbours. :meth:`generate` keeps what it read last, and a prompt that
+    begins alike is read from where it differs. A file of precision F32 is computed as the framework does it,
+    with a cache in fp32 and plain attention.
+    """
 
     name: ClassVar[str] = "llama.cpp"
     formats: ClassVar[frozenset[ModelFormat]] = frozenset({"gguf"})
+
+    def __init__(self, model: Model, artifact: Artifact, threads: int) -> None:
+        self._model = model
+        self._artifact = artifact
+        self._threads = threads
+        self._exact = artifact.precision == "F32"
+        self._turn = threading.Lock()
+        trained = int(library().llama_model_n_ctx_train(model.pointer))
+        self._context_length = min(trained, MAX_CONTEXT)
+        self._sequence = _Sequence(self._context(self._context_length), self._context_length)
+
+    @classmethod
+    def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
+        """Load the GGUF file of ``artifact`` from ``folder``; its weights are mapped, not copied.
+
+        Raises:
+            MissingExtraError: if llama.cpp is not installed.
+            RefusedError: if the file lies outside ``folder``, is not there, cannot be loaded, is no causal
+                language model, or takes and gives other tensors than the artifact declares.
+        """
+        if threads < 1:
+            raise UsageError("an engine needs a thread", field="threads", expected=">= 1", got=str(threads))
+        api = library()
+        model = Model(file_of(folder, artifact))
+        if not api.llama_model_has_decoder(model.pointer) or api.llama_model_has_encoder(model.pointer):
+            raise RefusedError(
+                f"{artifact.path} is no causal language model",
+                field="general.architecture",
+                expected="a model that continues a sequence",
+                got=model.text("general.architecture"),
+            )
+        expected = (((TOKENS, 2),), ((LOGITS, model.size),))
+        got = (
+            tuple((spec.name, len(spec.shape)) for spec in artifact.inputs),
+            tuple((spec.name, spec.shape[-1] if spec.shape else 0) for spec in artifact.outputs),
+        )
+        if got != expected:
+            raise RefusedError(
+                f"{artifact.path} takes or gives other tensors than its manifest declares",
+                field=artifact.path,
+                expected=f"{TOKENS} [batch, sequence] and {LOGITS} [batch, sequence, {model.size}]",
+                got=", ".join(
+                    f"{spec.name} {list(spec.shape)}" for spec in (*artifact.inputs, *artifact.outputs)
+                ),
+            )
+        return cls(model, artifact, threads)
+
+    @property
+    def version(self) -> str:
+        """Version of llama.cpp's bindings."""
+        return version()
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a sequence: the model's own number, at most :data:`MAX_CONTEXT`."""
+        return self._context_length
+
+    def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Logits at every position, in fp32.
+
+        Raises:
+            InvalidInputError: if the tensors are not what the artifact takes, or a token is out of range.
+            PayloadTooLargeError: if they would be more than :data:`MAX_VALUES` logits, or a row is longer than
+                the context.
+            WorkerError: if llama.cpp failed.
+        """
+        check_inputs(self._artifact.inputs, inputs)
+        wanted = [spec.name for spec in self._artifact.outputs] if outputs is None else list(outputs)
+        check_outputs(self._artifact.outputs, wanted)
+        if not wanted:
+            return {}
+        tokens = inputs[TOKENS]
+        rows, length = tokens.shape
+        self._check_tokens(tokens, f"inputs.{TOKENS}")
+        if tokens.size * self._model.size > MAX_VALUES or length > self._context_length:
+            most = min(MAX_VALUES // self._model.size, max(rows, 1) * self._context_length)
+            raise PayloadTooLargeError(
+                f"{rows} rows of {length} tokens are more than the model answers at a time",
+                field=f"inputs.{TOKENS}",
+                expected=f"at most {most} tokens in all, {self._context_length} in a row",
+                got=f"{tokens.size} tokens",
+                hint="send fewer rows or shorter ones",
+            )
+        logits = np.empty((rows, length, self._model.size), dtype=np.float32)
+        if not logits.size:
+            return {LOGITS: logits}
+        with self._turn:
+            context = self._context(length)
+            for row, answer in zip(tokens, logits, strict=True):
+                _read(context, row, answer)
+        return {LOGITS: logits}
+
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, check: Callable[[], None]
+    ) -> Generator[int, None, None]:
+        """See :meth:`mlos.engines.LanguageModel.generate`. Others wait until the iterator is closed."""
+        tokens = [int(token) for token in prompt]
+        if not 0 < len(tokens) < self._context_length:
+            raise InvalidInputError(
+                f"a prompt of {len(tokens)} tokens cannot be continued",
+                field="prompt",
+                expected=f"1 to {self._context_length - 1} tokens",
+                got=f"{len(tokens)} tokens",
+            )
+        self._check_tokens(np.array(tokens), "prompt")
+        return self._continue(tokens, sampling, check)
+
+    def _continue(
+        self, prompt: list[int], sampling: Sampling, check: Callable[[], None]
+    ) -> Generator[int, None, None]:
+        while not self._turn.acquire(timeout=_CHECK_SECONDS):
+            check()
+        try:
+            sampler = _Sampler(sampling, prompt, self._model.size)
+            self._sequence.read(prompt, check)
+            for left in range(self._context_length - len(prompt), 0, -1):
+                check()
+                token = sampler.choose(self._sequence.context)
+                yield token
+                if left > 1:
+                    self._sequence.append(token)
+        finally:
+            self._turn.release()
+
+    def _check_tokens(self, tokens: NDArray[Any], field: str) -> None:
+        wrong = tokens[(tokens < 0) | (tokens >= self._model.size)]
+        if wrong.size:
+            raise InvalidInputError(
+                f"there is no token {wrong[0]}",
+                field=field,
+                expected=f"0 to {self._model.size - 1}",
+                got=str(wrong[0]),
+            )
+
+    def _context(self, length: int) -> _Context:
+        return _Context(self._model, length, self._threads, exact=self._exact)
+
+
+class _Context:
+    """Room for one sequence of up to ``length`` tokens, and what computing it needs."""
+
+    def __init__(self, model: Model, length: int, threads: int, *, exact: bool) -> None:
+        api = library()
+        options = api.llama_context_default_params()
+        options.n_ctx = length
+        options.n_batch = options.n_ubatch = min(length, _CHUNK)
+        options.n_seq_max = 1
+        options.n_threads = options.n_threads_batch = threads
+        options.no_perf = True
+        if exact:
+            options.type_k = options.type_v = _F32
+            options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        forget()
+        self.model = model  # it must outlive the context
+        self.pointer = api.llama_init_from_model(model.pointer, options)
+        if not self.pointer:
+            raise WorkerError(
+                f"llama.cpp has no room for {length} tokens: {reason('it does not say why')}",
+                hint="the machine may be short of memory",
+            )
+        weakref.finalize(self, api.llama_free, self.pointer)
+        self.memory = api.llama_get_memory(self.pointer)
+
+    def decode(self, batch: Any) -> bool:
+        """Compute a batch; false if it was aborted.
+
+        Raises:
+            WorkerError: if the library failed.
+        """
+        forget()
+        status = library().llama_decode(self.pointer, batch)
+        if status not in (0, _ABORTED):
+            raise WorkerError(f"llama.cpp failed with status {status}: {reason('it does not say why')}")
+        return bool(status == 0)
+
+
+class _Sequence:
+    """The sequence that is generated, and the tokens the context holds of it."""
+
+    def __init__(self, context: _Context, length: int) -> None:
+        self.context = context
+        self._held: list[int] = []
+        self._next = (library().llama_token * min(length, _CHUNK))()
+
+    def read(self, prompt: list[int], check: Callable[[], None]) -> None:
+        """Hold exactly ``prompt``; what was held before stays as far as it is the same.
+
+        ``check`` is called every few milliseconds; what it raises ends the reading and is raised here.
+        """
+        api, memory = library(), self.context.memory
+        same = 0  # at least one token is read again: the logits after the last are asked for
+        while same < min(len(self._held), len(prompt) - 1) and self._held[same] == prompt[same]:
+            same += 1
+        if not api.llama_memory_seq_rm(memory, 0, same, -1):  # a memory that cannot forget a part
+            api.llama_memory_clear(memory, False)
+            same = 0
+        del self._held[same:]
+        watch = _Watch(check)
+        api.llama_set_abort_callback(self.context.pointer, watch.callback, None)
+        try:
+            for at in range(same, len(prompt), len(self._next)):
+                if not self._decode(prompt[at : at + len(self._next)]):
+                    break
+        finally:
+            api.llama_set_abort_callback(self.context.pointer, api.ggml_abort_callback(), None)
+        if watch.raised is not None:
+            raise watch.raised
+
+    def append(self, token: int) -> None:
+        """Hold ``token`` too."""
+        self._decode([token])
+
+    def _decode(self, tokens: list[int]) -> bool:
+        """Read tokens behind those held; false if it was aborted, after which nothing of them is held."""
+        api = library()
+        self._next[: len(tokens)] = tokens
+        done = False
+        try:
+            done = self.context.decode(api.llama_batch_get_one(self._next, len(tokens)))
+        finally:
+            if done:
+                self._held += tokens
+            elif not api.llama_memory_seq_rm(self.context.memory, 0, len(self._held), -1):
+                api.llama_memory_clear(self.context.memory, False)
+                self._held.clear()
+        return done
+
+
+class _Watch:
+    """Asks ``check`` every few milliseconds while the library computes, and stops it when that raises."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.raised: BaseException | None = None
+        due = time.monotonic()
+
+        def stop(_: Any) -> bool:
+            nonlocal due
+            if self.raised is None and time.monotonic() >= due:
+                try:
+                    check()
+                except BaseException as error:  # whatever it is: it is raised again behind the library's frames
+                    self.raised = error
+                due = time.monotonic() + _CHECK_SECONDS
+            return self.raised is not None
+
+        self.callback = library().ggml_abort_callback(stop)
+
+
+class _Sampler:
+    """The library's chain of samplers for one sequence.
+
+    The repetition penalty counts the prompt, the additive penalties only what was written, as their makers do.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: list[int], size: int) -> None:
+        api = library()
+        options = api.llama_sampler_chain_default_params()
+        options.no_perf = True
+        self._chain = api.llama_sampler_chain_init(options)
+        weakref.finalize(self, api.llama_sampler_free, self._chain)  # and with it all that is added
+        chosen: list[Any] = []
+        if sampling.repetition_penalty != 1:
+            repetition = api.llama_sampler_init_penalties(
+                size, MAX_CONTEXT, sampling.repetition_penalty, 0.0, 0.0
+            )
+            for token in prompt:
+                api.llama_sampler_accept(repetition, token)
+            chosen.append(repetition)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            chosen.append(
+                api.llama_sampler_init_penalties(
+                    size, MAX_CONTEXT, 1.0, sampling.frequency_penalty, sampling.presence_penalty
+                )
+            )
+        if sampling.temperature == 0:
+            chosen.append(api.llama_sampler_init_greedy())
+        else:
+            seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+            if sampling.top_k:
+                chosen.append(api.llama_sampler_init_top_k(sampling.top_k))
+            if sampling.top_p < 1:
+                chosen.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
+            if sampling.min_p > 0:
+                chosen.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
+            chosen.append(api.llama_sampler_init_temp(sampling.temperature))
+            # The highest number of 32 bits asks the library for a seed of its own choice.
+            chosen.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+        for sampler in chosen:
+            api.llama_sampler_chain_add(self._chain, sampler)
+
+    def choose(self, context: _Context) -> int:
+        """The next token, after the last that ``context`` holds."""
+        return int(library().llama_sampler_sample(self._chain, context.pointer, -1))
+
+
+def _read(context: _Context, tokens: NDArray[Any], answer: NDArray[np.float32]) -> None:
+    """Fill ``answer`` (tokens, vocabulary) with the logits after each of ``tokens``, from the beginning."""
+    api = library()
+    api.llama_memory_clear(context.memory, False)
+    batch = api.llama_batch_init(min(len(tokens), _CHUNK), 0, 1)
+    try:
+        for start in range(0, len(tokens), _CHUNK):
+            chunk = tokens[start : start + _CHUNK]
+            batch.n_tokens = len(chunk)
+            for at, token in enumerate(chunk):
+                batch.token[at] = int(token)
+                batch.pos[at] = start + at
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, 0
+                batch.logits[at] = True
+            context.decode(batch)
+            rows = np.ctypeslib.as_array(
+                ctypes.cast(api.llama_get_logits(context.pointer), ctypes.POINTER(ctypes.c_float)),
+                shape=(len(chunk), answer.shape[1]),
+            )
+            answer[start : start + len(chunk)] = rows
+    finally:
+        api.llama_batch_free(batch)
