@@ -51,7 +51,7 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     fill(model, recipe["seed"])
     calibrate(model, recipe["seed"], [(re.compile(name), spread) for name, spread in recipe["spread"]], emit)
-    _save_weights(model, destination / "model.safetensors")
+    _save_weights(model, _dtype(recipe["config"]), destination / "model.safetensors")
     save_json(recipe["config"], destination / "config.json")
     for name, content in recipe.get("files", {}).items():
         save_json(content, destination / name)
@@ -138,12 +138,25 @@ def _rounded(factor: float) -> float:
     return math.ldexp(_QUARTERS[quarter], octave)
 
 
-def _save_weights(model: torch.nn.Module, path: Path) -> None:
+def _dtype(config: dict[str, Any]) -> torch.dtype:
+    """The element type that the configuration says its weights are published in."""
+    dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
+    if not isinstance(dtype, torch.dtype):
+        raise MlosError("the configuration names no element type of torch", field="torch_dtype")
+    return dtype
+
+
+def _save_weights(model: torch.nn.Module, dtype: torch.dtype, path: Path) -> None:
     distinct: dict[int, str] = {}
     tensors = model.state_dict()
     for name, tensor in tensors.items():  # tied tensors are stored once, under their first name
         distinct.setdefault(tensor.data_ptr(), name)
-    save_file({name: tensors[name].contiguous() for name in distinct.values()}, path, {"format": "pt"})
+    kept = {name: tensors[name].contiguous() for name in distinct.values()}
+    save_file(
+        {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in kept.items()},
+        path,
+        {"format": "pt"},
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""Causal language models: what continues a text. They are packaged as GGUF files, for llama.cpp."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model, read_config
+from mlos.axon.convert.gguf_files import QUANTIZED, WRITTEN, converts, quantize, write_gguf
+from mlos.errors import InvalidInputError, RefusedError
+from mlos.host.child import Emit
+from mlos.model import Artifact, InferenceRequest, TensorSpec
+from mlos.parity import Case
+
+PACKAGED, FORMS = "Q4_K_M", ("F16",)
+"""Precision of the package, and those on the way to it that are proved as well."""
+_MODEL = "model.gguf"
+
+
+def covers(architecture: str | None, source: Path) -> bool:
+    """Whether a repository is one of a causal language model."""
+    return architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+class CausalLM(Family):
+    """A causal language model and its tokenizer; its tasks are chat, where it has a template, and text."""
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerFast,
+        source: Path,
+        tasks: Iterable[str] | None,
+    ) -> None:
+        able = ["chat", "text-generation"] if tokenizer.chat_template else ["text-generation"]
+        self.model, self.tokenizer, self._source = model, tokenizer, source
+        self.tasks = choose_tasks(type(model).__name__, able, tasks)
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        ends: Any = getattr(model.generation_config, "eos_token_id", None) or model.config.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+
+    @classmethod
+    def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
+        """Load a repository.
+
+        Raises:
+            RefusedError: if llama.cpp's converter does not know its architecture, weights or tokenizer are
+                missing, or it cannot do one of ``tasks``.
+            MissingExtraError: if the converter is not installed.
+        """
+        architecture = str(next(iter(read_config(source).get("architectures") or ()), None))
+        if not converts(architecture):
+            raise RefusedError(
+                f"a {architecture} cannot be converted: llama.cpp does not know it",
+                field="architectures",
+                expected="a language model that llama.cpp serves, such as LlamaForCausalLM, Qwen2ForCausalLM, "
+                "GPT2LMHeadModel or PhiForCausalLM",
+                got=architecture,
+            )
+        model = load_model(transformers.AutoModelForCausalLM, source)
+        return cls(model, _tokenizer(source), source, tasks)
+
+    def write(
+        self, output: Path, emit: Emit, *, packaged: str = PACKAGED, forms: Sequence[str] = FORMS
+    ) -> Made:
+        """The model as a GGUF file, and its configuration; tokenizer and chat template are in the file.
+
+        ``packaged`` names the precision of the package's artifact, ``forms`` those of the artifacts on the way.
+        """
+        names = {precision: f"model.{precision}.gguf" for precision in forms} | {packaged: _MODEL}
+        written = [precision for precision in names if precision in WRITTEN]
+        for precision in written:
+            write_gguf(self._source, output / names[precision], precision, type(self.model).__name__)
+        for precision in (each for each in names if each in QUANTIZED):
+            quantize(
+                output / names[written[0]],
+                output / names[precision],
+                precision,
+                lambda total: emit({"stage": "quantize", "total": total, "unit": "tensors"}),
+                lambda done: emit({"done": done}),
+            )
+        shutil.copyfile(self._source / "config.json", output / "config.json")
+        return Made(
+            artifact=self._artifact(packaged, names[packaged]),
+            files=((_MODEL, "weights"), ("config.json", "config")),
+            tools=_tools(),
+            forms=tuple(self._artifact(precision, names[precision]) for precision in forms),
+        )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Nothing: what the tasks need to know is in the GGUF file."""
+        return {}
+
+    def answer(self, name: str, request: InferenceRequest) -> Case:
+        """The framework's logits for the prompt or conversation, and its own greedy continuation.
+
+        The request's parameter ``max_tokens`` says how far that goes.
+        """
+        task = request.task or ("chat" if request.messages is not None else "text-generation")
+        self.require_task(name, task)
+        most = request.parameters.get("max_tokens")
+        if not isinstance(most, int) or request.parameters.keys() - {"max_tokens"}:
+            raise InvalidInputError(
+                f"golden request {name} must have the parameter max_tokens and no other",
+                field=name,
+                expected="max_tokens",
+                got=", ".join(request.parameters) or "none",
+            )
+        prompt = self._encode(name, request)
+        logits = self.model(input_ids=prompt).logits
+        generated, ended = self._continue(prompt, most)
+        before = prompt[0].tolist()
+        return Case(
+            name=name,
+            request=request,
+            task=task,
+            inputs={"input_ids": prompt.numpy()},
+            outputs={"logits": logits.numpy()},
+            result={
+                # What the new tokens add: the space before the first token a tokenizer is given may be lost.
+                "text": self._text(before + generated).removeprefix(self._text(before)),
+                "finish_reason": "stop" if ended else "length",
+                "usage": {"prompt_tokens": len(before), "completion_tokens": len(generated)},
+            },
+        )
+
+    def _encode(self, name: str, request: InferenceRequest) -> torch.Tensor:
+        """The request's tokens, of shape (1, tokens)."""
+        encoded: Any
+        if request.messages is not None:
+            encoded = self.tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in request.messages],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            text = request.prompt if request.prompt is not None else request.text
+            if text is None:
+                raise InvalidInputError(
+                    f"golden request {name} has no prompt", field=name, expected="prompt, text or messages"
+                )
+            encoded = self.tokenizer(text, return_tensors="pt")
+        tokens: torch.Tensor = encoded["input_ids"]
+        return tokens
+
+    def _continue(self, prompt: torch.Tensor, most: int) -> tuple[list[int], bool]:
+        """The likeliest tokens one by one, at most ``most``, the ending one included; and whether it came."""
+        tokens: list[int] = []
+        step = self.model(input_ids=prompt, use_cache=True)
+        while True:
+            tokens.append(int(step.logits[0, -1].argmax()))
+            if tokens[-1] in self._ends or len(tokens) == most:
+                return tokens, tokens[-1] in self._ends
+            following = torch.tensor([[tokens[-1]]])
+            step = self.model(input_ids=following, past_key_values=step.past_key_values, use_cache=True)
+
+    def _text(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # of one sequence
+        return text
+
+    def _artifact(self, precision: str, path: str) -> Artifact:
+        return Artifact(
+            format="gguf",
+            precision=precision,
+            path=path,
+            inputs=(TensorSpec(name="input_ids", dtype="INT64", shape=("batch", "sequence")),),
+            outputs=(TensorSpec(name="logits", dtype="FP32", shape=("batch", "sequence", self._vocabulary)),),
+        )
+
+
+def _tokenizer(source: Path) -> transformers.PreTrainedTokenizerFast:
+    """The repository's ``tokenizer.json`` as it is.
+
+    The class that ``tokenizer_config.json`` names may rebuild it by rules of its own: LlamaTokenizer of
+    transformers 5 puts no space after a control token, where the published file and llama.cpp do.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise RefusedError("the repository's tokenizer has no tokenizer.json form", field="tokenizer")
+    tokenizer: transformers.PreTrainedTokenizerFast = from_repository(
+        lambda: transformers.PreTrainedTokenizerFast.from_pretrained(source, **SAFE)
+    )
+    return tokenizer
+
+
+def _tools() -> dict[str, str]:
+    import llama_cpp
+
+    return {"llama-cpp-python": str(llama_cpp.__version__)}
