@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.validation import example
 
-from mlos.validation import report
-from mlos.validation.results import Run
+from mlos.validation import drawing, report
+from mlos.validation.results import Run, read_runs
 
 
 class Page(HTMLParser):
@@ -89,14 +90,46 @@ def test_the_page_is_written_whole(run: Run, tmp_path: Path) -> None:
     assert path.read_text().rstrip().endswith("</html>")
 
 
-def test_the_bar_of_an_error_is_logarithmic() -> None:
-    assert report.closeness(1e-9) == 0.0
-    assert report.closeness(1.0) == pytest.approx(6 / 7)
-    assert report.closeness(100.0) == 1.0
+def test_speeds_stand_beside_their_intervals_and_a_divergence_beside_its_bound() -> None:
+    html = report.render([example.run()])
+    chat = next(row for row in example.run().rows if row.name == "tinyllama")
+    assert chat.generation is not None
+    interval = chat.generation.intervals["tokens_per_second"]
+    assert drawing.span(interval) in html
+    assert "KL 0.011" in html
+    assert "of 0.03" in html
+    assert "F16" in html, "the form on the way is shown too"
 
 
-def test_the_histogram_counts_every_sample(run: Run) -> None:
-    latency = run.rows[0].latency
-    assert latency is not None
-    assert sum(one.count for one in report.histogram(latency)) == latency.n
-    assert sum(part.amount for part in report.stage_parts(latency)) == pytest.approx(latency.client_median_ms)
+def test_no_speed_of_a_smoke_run_goes_without_its_claim() -> None:
+    html = report.render([example.run("smoke")])
+    assert "95 % interval</span>" not in html
+    assert html.count("smoke: no claim") > 20
+
+
+def test_what_was_cached_is_said_and_has_no_time() -> None:
+    html = report.render([example.run()])
+    row = html[html.index('<tr role="row" data-model="minilm"') :]
+    assert ">cached<" in row[: row.index("</tr>")].replace("\n", "")
+
+
+def test_a_page_carries_the_samples_of_the_newest_runs_and_names_the_file_of_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "SAMPLES_CARRIED", 70)
+    html = report.render([run])
+    assert html.count("download=") == 1
+    assert f"in the result file {run.run}.json" in html
+
+
+def test_results_of_schema_1_are_drawn() -> None:
+    html = report.render(read_runs([Path(__file__).with_name("data") / "schema-1.json"]))
+    assert "1 of 2 models passed" in html
+
+
+def test_sixty_models_are_drawn_and_stay_a_page() -> None:
+    run = example.run()
+    rows = tuple(row.model_copy(update={"name": f"{row.name}-{at}"}) for at in range(9) for row in run.rows)
+    html = report.render([run.model_copy(update={"rows": rows})])
+    assert html.count('<tr role="row" data-model=') == 63
+    assert len(html) < 6_000_000

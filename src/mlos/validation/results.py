@@ -200,8 +200,7 @@ class Run(_Frozen):
 def divergence_bound(measure: ParityMeasure) -> float | None:
     """The mean divergence in nats that is allowed, where it is what the measure was held to."""
     row = TOLERANCES.get(measure.tolerance)
-    bound: float | None = getattr(row, "kl_divergence", None)
-    return bound if measure.kl_divergence is not None else None
+    return row.kl_divergence if row is not None and measure.kl_divergence is not None else None
 
 
 def share_of_tolerance(measure: ParityMeasure) -> float:
