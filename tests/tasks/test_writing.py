@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def test_however_it_is_cut_the_parts_make_the_text_up_to_the_first_stop(
 ) -> None:
     data = text.encode()
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    pieces = [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     deltas, writing = written(pieces, tuple(stops))
     found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     wanted = text[: min(found)[1]] if found else text  # the stop string that is complete first

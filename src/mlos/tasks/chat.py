@@ -43,6 +43,14 @@ class Chat(LanguageTask):
         source = self._vocabulary.chat_template
         if source is None:
             raise RefusedError("the model has no chat template", field="tokenizer.chat_template")
+        self.use(source)
+
+    def use(self, source: str) -> None:
+        """Take ``source`` for the template.
+
+        Raises:
+            RefusedError: if it is no template.
+        """
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
