@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import httpx2
 import pytest
-from tests.validation.v1_server import answer, events, generated, serving, streaming
+from tests.validation.v1_server import answer, events, generated, serving
 
 from mlos.errors import MlosError, UnavailableError, WorkerError
 from mlos.validation.asking import ask, ask_streamed
@@ -50,7 +50,7 @@ def test_a_streamed_answer_is_its_parts_and_the_whole() -> None:
     chunks = events(
         ("part", b'{"text": "The "}'), ("part", b'{"text": "end"}'), ("answer", generated("The end"))
     )
-    with streaming(chunks) as (url, asked), httpx2.Client() as client:
+    with serving(lambda body: (200, chunks)) as (url, asked), httpx2.Client() as client:
         got = ask_streamed(client, url, {"prompt": "x"})
     assert asked == [{"prompt": "x", "stream": True}]
     assert got.streamed == got.answer.result["text"] == "The end"
@@ -64,7 +64,7 @@ def test_events_may_be_cut_anywhere_and_carry_what_nobody_asked_for() -> None:
         events(("part", b'{"text": "a"}'), ("ping", b"{}"), ("answer", generated("a")))
     )
     with (
-        streaming([whole[at : at + 7] for at in range(0, len(whole), 7)]) as (url, _),
+        serving(lambda body: (200, [whole[at : at + 7] for at in range(0, len(whole), 7)])) as (url, _),
         httpx2.Client() as client,
     ):
         assert ask_streamed(client, url, {}).streamed == "a"
@@ -73,7 +73,7 @@ def test_events_may_be_cut_anywhere_and_carry_what_nobody_asked_for() -> None:
 def test_a_failure_in_a_stream_is_the_error_it_says() -> None:
     failure = b'{"error": {"code": "unavailable", "message": "the worker died"}}'
     with (
-        streaming(events(("part", b'{"text": "a"}'), ("error", failure))) as (url, _),
+        serving(lambda body: (200, events(("part", b'{"text": "a"}'), ("error", failure)))) as (url, _),
         httpx2.Client() as client,
         pytest.raises(UnavailableError, match="the worker died"),
     ):
@@ -93,7 +93,7 @@ def test_a_failure_in_a_stream_is_the_error_it_says() -> None:
 )
 def test_a_stream_that_is_none_says_what_is_wrong(chunks: list[bytes], said: str) -> None:
     with (
-        streaming(chunks) as (url, _),
+        serving(lambda body: (200, chunks)) as (url, _),
         httpx2.Client() as client,
         pytest.raises(MlosError, match=said),
     ):

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.validation.v1_server import answer, events, generated, serving, streaming
+from tests.validation.v1_server import answer, events, generated, serving
 
 from mlos.validation import load
 from mlos.validation.load import Query
@@ -103,9 +103,21 @@ def test_what_is_generated_has_an_end_where_the_golden_request_names_none() -> N
             assert "parameters" not in body
 
 
+def test_one_request_is_always_measured_however_slow_the_warm_up_was() -> None:
+    length = Length(4, 0, window_seconds=0.02, warmup_seconds=0.05, budget_seconds=0.06)
+
+    def slowly(body: dict[str, Any]) -> tuple[int, bytes]:
+        time.sleep(0.1)
+        return 200, answer()
+
+    with serving(slowly) as (url, _):
+        found = load.single_stream(url, QUERIES, 1, length)
+    assert len(found.samples) == found.checked == 1
+
+
 def test_a_stream_is_timed_to_its_first_part_and_to_its_answer() -> None:
     chunks = events(("part", b'{"text": "a"}'), ("part", b'{"text": "b"}'), ("answer", generated("ab")))
-    with streaming(chunks) as (url, _):
+    with serving(lambda body: (200, chunks)) as (url, _):
         queries = [Query({"prompt": "x y"}, generates=True)]
         found = load.generation(url, queries, 1, Length(0, samples=3, window_seconds=0, warmup_windows=1))
     assert found.errors == 0
@@ -116,7 +128,10 @@ def test_a_stream_is_timed_to_its_first_part_and_to_its_answer() -> None:
 
 
 def test_a_stream_whose_parts_are_not_its_answer_is_noticed() -> None:
-    with streaming(events(("part", b'{"text": "a"}'), ("answer", generated("abc")))) as (url, _):
+    with serving(lambda body: (200, events(("part", b'{"text": "a"}'), ("answer", generated("abc"))))) as (
+        url,
+        _,
+    ):
         queries = [Query({"prompt": "x y"}, generates=True)]
         found = load.generation(url, queries, 1, Length(0, samples=1, window_seconds=0, warmup_windows=1))
     assert found.torn is not None

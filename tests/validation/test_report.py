@@ -107,6 +107,12 @@ def test_no_speed_of_a_smoke_run_goes_without_its_claim() -> None:
     assert html.count("smoke: no claim") > 20
 
 
+def test_memory_is_the_most_that_was_held() -> None:
+    html = report.render([example.run()])
+    assert "659 MB</div>" in html
+    assert "586 MB when ready, 659 MB at most" in html
+
+
 def test_what_was_cached_is_said_and_has_no_time() -> None:
     html = report.render([example.run()])
     row = html[html.index('<tr role="row" data-model="minilm"') :]

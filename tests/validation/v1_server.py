@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[dict[str, Any]], tuple[int, bytes]]
+Reply = Callable[[dict[str, Any]], tuple[int, bytes | Sequence[bytes]]]
+"""From a request's body to a status and an answer, or an event stream in as many writes as there are pieces."""
 
 
 def answer(**changes: Any) -> bytes:
@@ -26,10 +27,11 @@ def answer(**changes: Any) -> bytes:
     return json.dumps({key: value for key, value in (whole | changes).items() if value is not None}).encode()
 
 
-def generated(text: str, prompt_tokens: int = 3, completion_tokens: int = 2) -> bytes:
+def generated(text: str, **changes: Any) -> bytes:
     """A V1 answer of a model that generates."""
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    return answer(task="chat", result={"text": text, "finish_reason": "length", "usage": usage})
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    result = {"text": text, "finish_reason": "length", "usage": usage}
+    return answer(**({"task": "chat", "result": result} | changes))
 
 
 def events(*pairs: tuple[str, bytes]) -> list[bytes]:
@@ -40,39 +42,6 @@ def events(*pairs: tuple[str, bytes]) -> list[bytes]:
 @contextmanager
 def serving(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server that answers by ``reply``; gives its address, and what it was asked."""
-
-    def respond(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        status, content = reply(body)
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.send_header("Server-Timing", "read;dur=0.25, total;dur=9, compute;dur=2.0")
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    with _listening(respond) as found:
-        yield found
-
-
-@contextmanager
-def streaming(chunks: Sequence[bytes]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers every request with ``chunks``, one write each."""
-
-    def respond(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        for chunk in (*chunks, b""):
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-
-    with _listening(respond) as found:
-        yield found
-
-
-@contextmanager
-def _listening(
-    respond: Callable[[BaseHTTPRequestHandler, dict[str, Any]], None],
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +51,19 @@ def _listening(
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body)
-            respond(self, body)
+            status, content = reply(body)
+            self.send_response(status)
+            self.send_header("Server-Timing", "read;dur=0.25, total;dur=9, compute;dur=2.0")
+            if isinstance(content, bytes):
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+                return
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for piece in (*content, b""):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
 
         def log_message(self, *args: Any) -> None:
             pass

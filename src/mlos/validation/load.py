@@ -118,23 +118,24 @@ class _Client:
         limits = httpx2.Limits(max_connections=1, max_keepalive_connections=1)
         with httpx2.Client(timeout=_TIMEOUT, limits=limits, trust_env=False) as client:
             began = time.perf_counter()
-            self._end = began + length.budget_seconds
+            self._end = began + length.warmup_seconds
             while (
                 not load.stable
                 and not load.errors
                 and len(load.warmup) < length.warmup_windows
-                and time.perf_counter() - began < length.warmup_seconds
+                and time.perf_counter() < self._end
             ):
                 load.warmup.append(self._window(client))
                 load.stable = stats.steady([stats.WindowSummary(w.throughput, w.p90_ms) for w in load.warmup])
             for kept in (load.samples, load.answers):
                 kept.clear()
             load.checked = 0
+            self._end = began + length.budget_seconds
             stolen, began = steal_seconds(), time.perf_counter()
             while (
                 load.errors <= MAX_ERRORS
                 and (load.seconds < length.timed_seconds or len(load.samples) < length.samples)
-                and time.perf_counter() < self._end
+                and (time.perf_counter() < self._end or not load.windows)
             ):
                 load.windows.append(self._window(client))
                 before, load.seconds = load.seconds, time.perf_counter() - began

@@ -22,7 +22,7 @@ class Length:
 
     The warm-up ends when its windows agree, after ``warmup_windows`` of them or after ``warmup_seconds``; then
     the clock runs for at least ``timed_seconds`` and ``samples`` answers, but never past ``budget_seconds``
-    from the start of the warm-up. A request under way is still waited for.
+    from the start of the warm-up. A request under way is still waited for, and one is always asked.
     """
 
     timed_seconds: float

@@ -267,6 +267,11 @@ class Generation(_Measured):
         """Time to the first token of repeated requests over that of varied ones, medians."""
         return self._repeat_ratio(self.first_ms)
 
+    @property
+    def answers_from_memory(self) -> bool:
+        """Whether repeated prompts are read faster than a server without a cache of prompts may read them."""
+        return self._answers_from_memory(self.first_ms)
+
 
 def per_token_ms(
     first_ms: Sequence[float],

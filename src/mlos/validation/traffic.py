@@ -103,6 +103,8 @@ def _generation(row: OpenRow, subject: Subject, terms: Terms) -> None:
     problem = _wrong_answers(load, subject)
     if problem is None and load.torn is not None:
         problem = f"the parts of a stream are not its answer: {load.torn}"
+    if problem is None and claims_numbers(terms.tier) and found.answers_from_memory:
+        problem = f"a repeated prompt takes {found.repeat_ratio:.2f} of the time of a varied one: a cache?"
     if problem is not None:
         row.failed("generation", problem)
     else:
