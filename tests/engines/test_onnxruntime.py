@@ -83,9 +83,9 @@ def ids(*rows: list[int]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.i
 
 def test_it_is_the_engine_for_onnx() -> None:
     assert engine_for(ARTIFACT) is OnnxRuntimeEngine
-    with pytest.raises(RefusedError, match="no installed engine opens gguf") as caught:
-        engine_for(ARTIFACT.model_copy(update={"format": "gguf"}))
-    assert caught.value.expected == "onnx"
+    with pytest.raises(RefusedError, match="no installed engine opens pytorch") as caught:
+        engine_for(ARTIFACT.model_copy(update={"format": "pytorch"}))
+    assert caught.value.expected == "gguf, onnx"
 
 
 def test_it_computes_what_the_file_says(engine: OnnxRuntimeEngine) -> None:

@@ -1,8 +1,8 @@
 """From a verified repository folder to the files of a package and the manifest that describes them.
 
-SafeTensors are converted; ONNX and GGUF files are taken as they are, served as tensors, with no framework that
-answers for them. What is not listed in the draft is left behind: the source's weights after a conversion, and
-whatever nobody asked for.
+SafeTensors are converted; ONNX and GGUF files are taken as they are, with no framework that answers for them:
+ONNX is served as tensors, a language model in GGUF as what its metadata says it can do. What is not listed in
+the draft is left behind: the source's weights after a conversion, and whatever nobody asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from mlos.axon.sources.digests import sha256_of
 from mlos.axon.sources.selection import is_document
 from mlos.catalogue import Entry
 from mlos.console import Console
+from mlos.engines.llama_cpp import language_model
 from mlos.errors import RefusedError
 from mlos.formats import Summary, Survey
+from mlos.formats.gguf import FILE_TYPES
 from mlos.model import Artifact, FileEntry, FileRole, Manifest, ModelFormat
 
 _PRECISIONS = {
@@ -30,9 +32,8 @@ _PRECISIONS = {
     "FLOAT16": "fp16",
     "BFLOAT16": "bf16",
     "DOUBLE": "fp64",
-    "F32": "fp32",
-    "F16": "fp16",
 }
+_TEMPLATE = "tokenizer.chat_template"
 _TOKENIZER = re.compile(
     r"(?:tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json|.*\.model)"
 )
@@ -135,27 +136,44 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) ->
     roles = {path: _role(path, model) for path in _relative(source) if path not in left}
     _move(source, roles, folder)
     architecture = summary.metadata.get("general.architecture")
-    return Draft(
-        source_format=survey.format,
-        artifact=Artifact(
+    vocabulary = _vocabulary(summary)
+    tasks: tuple[str, ...] = ("tensors",)
+    if vocabulary is None:
+        artifact = Artifact(
             format=survey.format,
             precision=_precision(summary),
             path=model,
             inputs=summary.inputs,
             outputs=summary.outputs,
-        ),
-        tasks=("tensors",),
+        )
+    else:
+        artifact = language_model(model, _precision(summary), vocabulary)
+        tasks = ("chat", "text-generation") if _TEMPLATE in summary.metadata else ("text-generation",)
+    return Draft(
+        source_format=survey.format,
+        artifact=artifact,
+        tasks=tasks,
         parameters=summary.parameters,
         roles=roles,
         architecture=architecture if isinstance(architecture, str) else None,
     )
 
 
+def _vocabulary(summary: Summary) -> int | None:
+    """How many tokens a causal language model in GGUF has; None for any other model."""
+    tokens = summary.metadata.get("tokenizer.ggml.tokens")
+    architecture = summary.metadata.get("general.architecture")
+    causal = summary.metadata.get(f"{architecture}.attention.causal", True)
+    if summary.format != "gguf" or tokens is None or not causal:
+        return None
+    return len(tokens) if isinstance(tokens, list) else int(tokens["length"])
+
+
 def _precision(summary: Summary) -> str:
-    """The element type that most parameters have, by the name used here, else as the format writes it."""
-    if not summary.element_types:
-        return "fp32"
-    most = max(summary.element_types, key=lambda kind: (summary.element_types[kind], kind))
+    """What a GGUF file says it is; else the element type that most parameters have, by the name used here."""
+    most = max(summary.element_types, key=lambda kind: (summary.element_types[kind], kind), default="FLOAT")
+    if summary.format == "gguf":
+        return FILE_TYPES.get(summary.metadata.get("general.file_type", -1), most)
     return _PRECISIONS.get(most, most.lower())
 
 

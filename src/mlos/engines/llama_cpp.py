@@ -19,7 +19,7 @@ from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import Sampling
 from mlos.engines.llama_cpp_library import Model, forget, library, reason, version
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, UsageError, WorkerError
-from mlos.model import Artifact, ModelFormat, Tensors
+from mlos.model import Artifact, ModelFormat, Tensors, TensorSpec
 
 TOKENS, LOGITS = "input_ids", "logits"
 MAX_CONTEXT = 4096
@@ -32,6 +32,17 @@ _CHECK_SECONDS = 0.02
 _ABORTED = 2
 _F32 = 0
 """The library's number of that element type."""
+
+
+def language_model(path: str, precision: str, vocabulary: int) -> Artifact:
+    """The artifact that the GGUF file ``path`` of a causal language model makes: what it takes and gives."""
+    return Artifact(
+        format="gguf",
+        precision=precision,
+        path=path,
+        inputs=(TensorSpec(name=TOKENS, dtype="INT64", shape=("batch", "sequence")),),
+        outputs=(TensorSpec(name=LOGITS, dtype="FP32", shape=("batch", "sequence", vocabulary)),),
+    )
 
 
 class LlamaCppEngine:

@@ -13,9 +13,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model, read_config
 from mlos.axon.convert.gguf_files import QUANTIZED, WRITTEN, converts, quantize, write_gguf
+from mlos.engines.llama_cpp import language_model
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
-from mlos.model import Artifact, InferenceRequest, TensorSpec
+from mlos.model import InferenceRequest
 from mlos.parity import Case
 
 PACKAGED, FORMS = "Q4_K_M", ("F16",)
@@ -87,10 +88,10 @@ class CausalLM(Family):
             )
         shutil.copyfile(self._source / "config.json", output / "config.json")
         return Made(
-            artifact=self._artifact(packaged, names[packaged]),
+            artifact=language_model(_MODEL, packaged, self._vocabulary),
             files=((_MODEL, "weights"), ("config.json", "config")),
             tools=_tools(),
-            forms=tuple(self._artifact(precision, names[precision]) for precision in forms),
+            forms=tuple(language_model(names[form], form, self._vocabulary) for form in forms),
         )
 
     def preprocessing(self) -> dict[str, Any]:
@@ -165,15 +166,6 @@ class CausalLM(Family):
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # of one sequence
         return text
-
-    def _artifact(self, precision: str, path: str) -> Artifact:
-        return Artifact(
-            format="gguf",
-            precision=precision,
-            path=path,
-            inputs=(TensorSpec(name="input_ids", dtype="INT64", shape=("batch", "sequence")),),
-            outputs=(TensorSpec(name="logits", dtype="FP32", shape=("batch", "sequence", self._vocabulary)),),
-        )
 
 
 def _tokenizer(source: Path) -> transformers.PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,21 @@ def converts(architecture: str) -> bool:
 def write_gguf(source: Path, target: Path, precision: str, name: str) -> None:
     """Write the repository in ``source`` as the GGUF file ``target``; its metadata says ``name``.
 
+    The converter reads facts from the name of the folder; it is shown one of the same name always.
+
     Raises:
         RefusedError: if the converter refuses the repository.
         MissingExtraError: if it is not installed.
     """
     command = _converter("convert_hf_to_gguf")
-    arguments = ["--outtype", WRITTEN[precision], "--outfile", str(target), "--model-name", name, str(source)]
     before = sys.argv
-    sys.argv = ["convert_hf_to_gguf.py", *arguments]
     try:
-        command.main()
+        with tempfile.TemporaryDirectory() as folder:
+            shown = Path(folder) / "model"
+            shown.symlink_to(source.absolute())
+            options = ("--outtype", WRITTEN[precision], "--outfile", str(target), "--model-name", name)
+            sys.argv = ["convert_hf_to_gguf.py", *options, str(shown)]
+            command.main()
     except (NotImplementedError, ValueError, KeyError, FileNotFoundError, SystemExit) as error:
         # How the converter says that it does not know something.
         raise RefusedError(

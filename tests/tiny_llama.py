@@ -1,0 +1,54 @@
+"""A language model small enough to make in seconds, in every precision: TinyLlama's architecture, seeded."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from mlos.axon.seeding import seed
+from mlos.catalogue import catalogue
+from mlos.console import Console, OutputFormat, ProgressMode
+from mlos.model import Artifact
+from mlos.parity import GoldenRecord
+
+
+@dataclass(frozen=True)
+class TinyLlama:
+    """The repository in the hub's layout, and the folder of what was made of it: an artifact per precision."""
+
+    repository: Path
+    folder: Path
+    artifacts: Mapping[str, Artifact]
+    golden: GoldenRecord
+
+
+@cache
+def tiny_llama() -> TinyLlama:
+    """The model, made once a process."""
+    from mlos.axon.convert.causal_lm import CausalLM
+
+    root = Path(tempfile.mkdtemp(prefix="mlos-tiny-llama-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    repository, folder = root / "repository", root / "made"
+    repository.mkdir()
+    folder.mkdir()
+    entry = catalogue().entries["tinyllama"]
+    seed(entry, True, repository, Console(OutputFormat.QUIET, ProgressMode.NONE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the framework, about its own future
+        family = CausalLM.load(repository)
+        made = family.write(folder, lambda _: None, packaged="Q4_K_M", forms=("F32", "F16", "Q8_0", "Q5_K_M"))
+        requests = [{"name": case.name, "request": msgspec.to_builtins(case.request)} for case in entry.golden]
+        golden = family.record(requests, lambda: None)
+    golden.save(folder / "golden")
+    return TinyLlama(
+        repository, folder, {each.precision: each for each in (made.artifact, *made.forms)}, golden
+    )
