@@ -20,6 +20,7 @@ from mlos.tasks.prepared import (
     subject,
     texts_of,
 )
+from mlos.tasks.scores import softmax
 from mlos.tasks.task import SinglePass
 from mlos.tasks.text import TextEncoder
 
@@ -104,7 +105,7 @@ class FillMask(SinglePass):
         one_mask = len(places) == 1
         rankings = []
         for place in places:
-            scores = _softmax(require_finite(_OUTPUT, logits[place]))
+            scores = softmax(require_finite(_OUTPUT, logits[place]))
             ranking = []
             for token in np.argsort(-scores, kind="stable")[:top_k].tolist():
                 filled = tokens.copy()
@@ -121,9 +122,3 @@ class FillMask(SinglePass):
                 )
             rankings.append(ranking)
         return rankings[0] if one_mask else rankings
-
-
-def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
-    shares: NDArray[np.float64] = powers / powers.sum()
-    return shares

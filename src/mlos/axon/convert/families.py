@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from mlos.axon.convert import causal_lm, text_encoder
+from mlos.axon.convert import causal_lm, text_encoder, vision
 from mlos.axon.convert.family import Family, read_config
 from mlos.errors import RefusedError
 
@@ -14,6 +14,7 @@ Loader: TypeAlias = Callable[[Path, Iterable[str] | None], Family]
 
 _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (text_encoder.covers, text_encoder.TextEncoder.load),
+    (vision.covers, vision.Vision.load),
     (causal_lm.covers, causal_lm.CausalLM.load),
 )
 

@@ -7,15 +7,59 @@ import transformers
 
 from mlos.errors import MlosError
 
+_PICTURES = 16
+_PIXELS = 224
+"""Edge of a picture, where the configuration leaves it open."""
+
 
 def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:
-    """What ``model`` takes, by the name of its main input: four random texts of 32 tokens.
+    """What ``model`` takes, by the name of its main input.
+
+    Four random texts of 32 tokens, and as many as answers; or pictures, in double precision.
 
     Raises:
         MlosError: if it takes something that no batch is known for.
     """
     taken = model.main_input_name
-    if taken != "input_ids":
-        raise MlosError(f"a model that takes {taken} cannot be calibrated yet", expected="input_ids", got=taken)
     generator = torch.Generator().manual_seed(seed)
-    return {"input_ids": torch.randint(model.config.vocab_size, (4, 32), generator=generator)}
+    if taken == "pixel_values":
+        return {taken: _pictures(model, generator)}
+    if taken != "input_ids":
+        raise MlosError(
+            f"a model that takes {taken} cannot be calibrated yet",
+            expected="input_ids, pixel_values",
+            got=taken,
+        )
+    texts = {"input_ids": torch.randint(model.config.vocab_size, (4, 32), generator=generator)}
+    if model.config.is_encoder_decoder:
+        texts["decoder_input_ids"] = torch.randint(model.config.vocab_size, (4, 32), generator=generator)
+    return texts
+
+
+def _pictures(model: transformers.PreTrainedModel, generator: torch.Generator) -> torch.Tensor:
+    """Sixteen pictures of shape (16, channels, size, size): patches of all sizes over each other.
+
+    They differ as photographs do, in what a model that averages over an image sees of them: fine or coarse,
+    colourful or grey, bright or dark, rich or poor in contrast. Plain noise is one picture to such a model.
+    """
+    size = getattr(model.config, "image_size", _PIXELS)
+    size = size if isinstance(size, int) else max(size)
+    octaves = size.bit_length()
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        numbers = torch.rand(_PICTURES, *shape, generator=generator).double()
+        return numbers.reshape(_PICTURES, *(shape or (1, 1, 1))) * (high - low) + low
+
+    coarseness, colour = uniform(-1.0, 1.0), uniform(0.0, 1.0)
+    brightness, contrast = uniform(-1.0, 1.0), uniform(0.4, 1.6)
+    pictures = torch.zeros(_PICTURES, model.config.num_channels, size, size, dtype=torch.float64)
+    variance = torch.zeros(_PICTURES, 1, 1, 1, dtype=torch.float64)
+    for octave in range(octaves):
+        patches = -(-size // 2**octave)
+        strength = 2 ** (coarseness * (octave - octaves / 2))
+        shared = uniform(-0.5, 0.5, 1, patches, patches)
+        own = uniform(-0.5, 0.5, model.config.num_channels, patches, patches)
+        layer = (shared + colour * own).repeat_interleave(2**octave, 2).repeat_interleave(2**octave, 3)
+        pictures += strength * layer[:, :, :size, :size]
+        variance += strength**2 * (1 + colour**2) / 12
+    return pictures / variance.sqrt() * contrast + brightness

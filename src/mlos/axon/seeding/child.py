@@ -3,11 +3,14 @@
 Plain random initialisation makes models that answer the same whatever they are asked, and a parity of such
 answers could not fail. So the weights are calibrated layer by layer (after Mishkin and Matas, "All you need is
 a good init", 2016): one batch runs through the model, and each layer is scaled, as it is reached, until its
-output has the spread that the recipe gives it.
+output has the spread that the recipe gives it. Batch normalisation takes the batch's own statistics. What all
+samples have in common is taken out of a classifier's logits, for it would decide the same label for all.
 
 The same recipe gives the same bytes: the numbers are uniform (exact on every processor, where normal ones pass
 through a logarithm), each tensor has a generator of its own, and factors are rounded to quarters of an octave,
-which swallows the last bits in which processors differ.
+which swallows the last bits in which processors differ. Statistics are rounded too. There are thousands of
+them, so one or another would lie on the edge of its step: where a batch holds fractions, all is computed in
+double precision, whose last bits move none across.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from mlos.host.child import serve
 _NOISE = 0.1
 """Spread of biases around 0, and of the gains of normalisations around 1: parity shall see them all."""
 _QUARTERS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
+_MEAN_STEP = 2.0**-6
+"""Means are rounded to it; beside spreads near 1 it is small."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -89,8 +94,14 @@ def calibrate(
 ) -> None:
     """Scale each layer's weights until its output has its spread, in the order in which a batch reaches them.
 
-    A weight that several layers share is scaled once, for the first of them.
+    A weight that several layers share is scaled once, for the first of them. Batch normalisations on the way
+    get the statistics of what reaches them.
     """
+    samples = batch(model, seed)
+    statistics = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    fine = any(each.is_floating_point() for each in samples.values())
+    if fine:
+        torch.nn.Module.to(model, torch.float64)
     layers = {
         name: layer
         for name, layer in model.named_modules()
@@ -108,8 +119,13 @@ def calibrate(
         wanted = next((spread for pattern, spread in spreads if pattern.search(name)), 1.0)
         bias = getattr(layer, "bias", None)
         linear = output if bias is None else output - bias
-        factor = _rounded(wanted / float(linear.double().std()))
+        varying = linear
+        if bias is not None and _classifies(model, output):
+            varying = linear - linear.mean(0)
+        factor = _rounded(wanted / float(varying.double().std()))
         weight.mul_(factor)
+        if bias is not None and varying is not linear:
+            bias.sub_(_stepped(linear.mean(0) * factor))
         emit({"done": 1})
         linear = linear * factor
         return linear if bias is None else linear + bias
@@ -118,11 +134,34 @@ def calibrate(
         layer.register_forward_hook(lambda layer, _, output, name=name: scale(name, layer, output))
         for name, layer in layers.items()
     ]
+    hooks += [module.register_forward_pre_hook(_take_statistics) for module in statistics]
     try:
-        model(**batch(model, seed))
+        model(**samples)
     finally:
         for hook in hooks:
             hook.remove()
+    if fine:
+        torch.nn.Module.to(model, torch.float32)  # the framework's own method is not typed
+
+
+def _classifies(model: transformers.PreTrainedModel, output: torch.Tensor) -> bool:
+    """Whether a layer's output is a classifier's: for each sample, a number for each label."""
+    return output.dim() == 2 and output.shape[1] == model.config.num_labels
+
+
+def _take_statistics(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Give a batch normalisation mean and variance of its input, by channel."""
+    assert isinstance(module, torch.nn.BatchNorm2d)
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+    module.running_mean.copy_(_stepped(mean))
+    module.running_var.copy_(torch.tensor([_rounded(each) for each in variance.tolist()]))
+
+
+def _stepped(values: torch.Tensor) -> torch.Tensor:
+    """Each value to the nearest step."""
+    return torch.round(values / _MEAN_STEP) * _MEAN_STEP
 
 
 def _uniform(shape: torch.Size, seed: int, name: str) -> torch.Tensor:

@@ -1,0 +1,143 @@
+"""Classifiers of images."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from PIL import Image
+from transformers.image_utils import load_image
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from mlos.axon.convert.export import export, weights_beside
+from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model
+from mlos.axon.convert.image_processor import steps_of
+from mlos.errors import InvalidInputError, RefusedError
+from mlos.host.child import Emit
+from mlos.model import InferenceRequest
+from mlos.parity import Case
+from mlos.tasks.images import INPUT
+
+TASK = "image-classification"
+_OUTPUT = "logits"
+_AXES = {0: "batch"}
+_CONFIGS = ("config.json", "preprocessor_config.json")
+
+
+def covers(architecture: str | None, source: Path) -> bool:
+    """Whether a repository is one of an image classifier."""
+    return architecture in {
+        name
+        for value in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+        for name in ((value,) if isinstance(value, str) else value)
+    }
+
+
+class Vision(Family):
+    """A classifier and its image processor."""
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, processor: Any, source: Path, tasks: Iterable[str] | None
+    ) -> None:
+        self.model, self._source = model, source
+        self.tasks = choose_tasks(type(model).__name__, [TASK], tasks)
+        self._steps = steps_of(processor)
+        labels: Any = model.config.id2label
+        self._labels = [str(labels[number]) for number in range(len(labels))]
+        pipeline: Any = transformers.ImageClassificationPipeline
+        self._pipeline = pipeline(model=model, image_processor=processor, device="cpu")
+
+    @classmethod
+    def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
+        """Load a repository.
+
+        Raises:
+            RefusedError: if weights or image processor are missing, the processor does what cannot be packaged,
+                or the model cannot do one of ``tasks``.
+        """
+        model = load_model(transformers.AutoModelForImageClassification, source)
+        if model.main_input_name != INPUT:
+            raise RefusedError(
+                f"a {type(model).__name__} takes {model.main_input_name}", field=INPUT, expected=INPUT
+            )
+        auto: Any = transformers.AutoImageProcessor
+        processor = from_repository(lambda: auto.from_pretrained(source, backend="pil", **SAFE))
+        return cls(model, processor, source, tasks)
+
+    def write(self, output: Path, emit: Emit) -> Made:
+        """The model as an ONNX file, its configuration and its image processor's."""
+        assert self._steps.size is not None  # steps_of saw to it
+        exported = export(
+            _Logits(self.model),
+            {INPUT: torch.zeros(2, 3, *self._steps.size)},
+            (_OUTPUT,),
+            {INPUT: _AXES, _OUTPUT: _AXES},
+            output,
+        )
+        if exported.fallback:
+            emit({"warning": f"exported with TorchScript; the newer exporter failed: {exported.fallback}"})
+        for name in _CONFIGS:
+            shutil.copyfile(self._source / name, output / name)
+        assert exported.artifact.path is not None  # it was just written
+        return Made(
+            artifact=exported.artifact,
+            files=(
+                (exported.artifact.path, "graph"),
+                (weights_beside(exported.artifact.path), "weights"),
+                *((name, "config") for name in _CONFIGS),
+            ),
+            tools=exported.tools,
+        )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What makes pixels of an image file, and labels with scores of logits."""
+        problem = self.model.config.problem_type
+        if problem == "regression":
+            scores = "none"
+        elif problem == "multi_label_classification" or len(self._labels) == 1:
+            scores = "sigmoid"
+        else:
+            scores = "softmax"
+        facts = {"steps": self._steps.model_dump(mode="json"), "labels": self._labels, "scores": scores}
+        return {TASK: facts}
+
+    def answer(self, name: str, request: InferenceRequest) -> Case:
+        """The framework's answer, by its image-classification pipeline."""
+        files = [request.image] if request.image is not None else request.images
+        if not files:
+            raise InvalidInputError(
+                f"golden request {name} has no image", field=name, expected="image or images"
+            )
+        task = request.task or TASK
+        self.require_task(name, task)
+        unknown = sorted(request.parameters.keys() - {"top_k"})
+        if unknown:
+            raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
+        images = [load_image(Image.open(io.BytesIO(file))) for file in files]
+        pixels = self._pipeline.image_processor(images=images, return_tensors="pt")[INPUT]
+        results = [self._pipeline(image, **request.parameters) for image in images]
+        return Case(
+            name=name,
+            request=request,
+            task=task,
+            inputs={INPUT: pixels.numpy()},
+            outputs={_OUTPUT: self.model(**{INPUT: pixels}).logits.numpy()},
+            result=results[0] if request.image is not None else results,
+        )
+
+
+class _Logits(torch.nn.Module):
+    """The model as a function of pixels to a tuple of one tensor."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
+        logits: torch.Tensor = self.model(**{INPUT: tensors[0]}, return_dict=True).logits
+        return (logits,)

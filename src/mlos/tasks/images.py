@@ -1,0 +1,321 @@
+"""Image files to pixel tensors with Pillow and numpy alone, as the framework's own image processor does it.
+
+A file becomes upright RGB as transformers' ``load_image`` makes it: turned as its EXIF data says, the first
+frame of several, alpha dropped, 16-bit grey clipped. Then it is resized, cropped around its centre, and its
+pixels are scaled and normalised. Up to there a pixel is one of 256 values, so scaling and normalising are a
+table of 256 fractions per colour, computed once with the framework's own operations: the result is
+bit-identical.
+
+Sizes are read from the headers and checked before anything is decoded. Pillow itself bounds what it unpacks of
+texts and profiles within PNG files.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Pillow knows a format once its module was imported; MPO is what phones make of two JPEGs.
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
+from mlos.model import InferenceRequest, Manifest
+from mlos.tasks.prepared import Limits, subject_among
+
+INPUT = "pixel_values"
+"""The tensor of a model that takes images: FP32, (images, 3, height, width)."""
+MAX_INPUT_PIXELS = 32 * 224 * 224
+"""Most pixels of one request as the model sees them: what it needs for its activations grows with them."""
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        MpoImagePlugin.MpoImageFile,
+    )
+)
+_KNOWN = "a JPEG, PNG, WebP, GIF or BMP file"
+_T = TypeVar("_T")
+
+# Pillow's own bound is a constant of the process, and a warning; the one here is a setting, and checked first.
+Image.MAX_IMAGE_PIXELS = None
+# It also warns of odd but readable files, on the standard error of whoever decodes.
+warnings.filterwarnings("ignore", module=r"PIL(\..*)?$")
+
+_Length = Annotated[int, Field(gt=0, le=1 << 14)]
+_Colours = tuple[float, float, float]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Normalization(_Frozen):
+    """``(value - mean) / std``, for red, green and blue."""
+
+    mean: _Colours
+    std: _Colours
+
+
+class ImageSteps(_Frozen):
+    """What becomes of an upright RGB image, in this order. What is absent is not done.
+
+    ``resize`` is (height, width), or one number for the shortest edge, which keeps the proportions;
+    ``resample`` is Pillow's number of the filter. ``crop`` is (height, width) around the centre, with black
+    where the image is smaller. Each value from 0 to 255 then becomes ``value * rescale + offset`` and goes
+    through each of ``normalize``.
+    """
+
+    resize: _Length | tuple[_Length, _Length] | None = None
+    resample: int = Field(default=int(Image.Resampling.BILINEAR), ge=0, le=5)
+    crop: tuple[_Length, _Length] | None = None
+    rescale: float | None = None
+    offset: float = 0.0
+    normalize: tuple[Normalization, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of whatever comes out; None if they depend on the image."""
+        return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the first step; the longer edge is rounded down."""
+        if self.resize is None:
+            return width, height
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        longer = int(self.resize * max(width, height) / min(width, height))
+        return (self.resize, longer) if width <= height else (longer, self.resize)
+
+    def table(self) -> NDArray[np.float32]:
+        """What becomes of each value of each colour: shape (3, 256).
+
+        The product is rounded once, from double precision; what follows is computed in single precision.
+        """
+        values = np.arange(256, dtype=np.float64)
+        scaled = (values if self.rescale is None else values * self.rescale).astype(np.float32)
+        rows: NDArray[np.float32] = np.tile(scaled + np.float32(self.offset), (3, 1))
+        for step in self.normalize:
+            mean, std = (np.array(each, dtype=np.float32)[:, None] for each in (step.mean, step.std))
+            rows = (rows - mean) / std
+        return rows
+
+
+class ImageEncoder:
+    """The image steps of one package, set up for one task.
+
+    It reads :class:`ImageSteps` from ``manifest.preprocessing[task]["steps"]``.
+    """
+
+    def __init__(self, manifest: Manifest, task: str, limits: Limits) -> None:
+        self.options: dict[str, Any] = manifest.preprocessing.get(task, {})
+        field = f"preprocessing.{task}.steps"
+        try:
+            self._steps = ImageSteps.model_validate(self.options.get("steps"))
+        except ValidationError as error:
+            raise RefusedError(
+                f"the package does not say how the task {task} prepares images: {error.errors()[0]['msg']}",
+                field=field,
+            ) from error
+        size = self._steps.size
+        if size is None:
+            raise RefusedError("images of one request must come out as one size", field=field)
+        (self._height, self._width), self._max_pixels = size, limits.max_image_pixels
+        self._table = self._steps.table()
+        taken = {spec.name: (spec.dtype, spec.shape[1:]) for spec in manifest.artifact.inputs}
+        made = {INPUT: ("FP32", (3, self._height, self._width))}
+        if taken != made:
+            raise RefusedError(
+                f"the task {task} makes other tensors of images than the model takes",
+                field="artifact.inputs",
+                expected=str(made),
+                got=str(taken),
+            )
+
+    def encode(self, files: Sequence[bytes], field: str) -> dict[str, NDArray[Any]]:
+        """The pixels of image files as one tensor of shape (images, 3, height, width).
+
+        ``field`` is the request's: ``image``, or ``images``, whose files errors number.
+
+        Raises:
+            InvalidInputError: naming the file that is no image, or a broken one.
+            PayloadTooLargeError: if a size in a header, or all together, are over a limit; nothing was decoded.
+        """
+        seen = len(files) * self._height * self._width
+        if seen > MAX_INPUT_PIXELS:
+            most = MAX_INPUT_PIXELS // (self._height * self._width)
+            raise PayloadTooLargeError(
+                f"{field}: {len(files)} images of {self._width} x {self._height} pixels, as the model sees "
+                f"them, are over the limit of {MAX_INPUT_PIXELS} pixels in all",
+                field=field,
+                expected=f"at most {most} images",
+                got=f"{len(files)} images",
+                hint="send fewer images at a time",
+            )
+        fields = ["image"] if field == "image" else [f"images[{number}]" for number in range(len(files))]
+        left, opened = self._max_pixels, []
+        for name, content in zip(fields, files, strict=True):
+            image = _open(content, name, left)
+            left -= image.width * image.height
+            self._check_resized(image, name)
+            opened.append(image)
+        pixels = np.empty((len(files), 3, self._height, self._width), dtype=np.float32)
+        for target, name, image in zip(pixels, fields, opened, strict=True):
+            prepared = self._cropped(_read(functools.partial(self._resized, image), name))
+            for colour, row in enumerate(self._table):
+                np.take(row, prepared[:, :, colour], out=target[colour])
+        return {INPUT: pixels}
+
+    def _check_resized(self, image: Image.Image, field: str) -> None:
+        """A line of pixels, its short edge resized, would become a huge image."""
+        width, height = self._steps.resized(image.width, image.height)
+        if width * height > self._max_pixels:
+            raise PayloadTooLargeError(
+                f"{field}: {image.width} x {image.height} pixels become {width} x {height} when resized",
+                field=field,
+                expected=f"at most {self._max_pixels} pixels",
+                got=f"{width * height} pixels",
+                hint="send an image of more usual proportions",
+            )
+
+    def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The image upright, in RGB and resized: shape (height, width, 3)."""
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        if self._steps.resize is not None:
+            upright = upright.resize(self._steps.resized(*upright.size), Image.Resampling(self._steps.resample))
+        return np.asarray(upright)
+
+    def _cropped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The centre of an image, or the image in the centre: shape (height, width, 3)."""
+        if pixels.shape[:2] == (self._height, self._width):
+            return pixels
+        (top, down), (left, right) = (
+            _centred(length, wanted)
+            for length, wanted in zip(pixels.shape[:2], (self._height, self._width), strict=True)
+        )
+        canvas = np.zeros((self._height, self._width, 3), dtype=np.uint8)
+        canvas[down, right] = pixels[top, left]
+        return canvas
+
+
+def images_of(request: InferenceRequest, task: str) -> tuple[str, list[bytes]]:
+    """Which field of the request has its image files, and the files.
+
+    Raises:
+        InvalidInputError: if it holds something else, or no image at all.
+    """
+    kind = subject_among(request, task, "image", "images")
+    images = [request.image] if request.image is not None else request.images
+    if not images:
+        raise InvalidInputError(
+            "images holds no image", field="images", expected="at least one image", got="an empty list"
+        )
+    return kind, images
+
+
+def _open(content: bytes, field: str, max_pixels: int) -> Image.Image:
+    """The image, its header read and nothing decoded.
+
+    Raises:
+        InvalidInputError: if it is not an image of a known format.
+        PayloadTooLargeError: if it has more than ``max_pixels``.
+    """
+    # Pillow hands a WebP file to its decoder at once, which makes room for the whole image.
+    _check_size(_webp_size(content), field, max_pixels)
+    try:
+        image = _read(lambda: Image.open(io.BytesIO(content), formats=FORMATS), field)
+    except InvalidInputError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+        raise InvalidInputError(
+            f"{field} is not {_KNOWN}",
+            field=field,
+            expected=_KNOWN,
+            got=f"{len(content)} bytes that begin with {content[:16]!r}" if content else "no bytes",
+        ) from error
+    _check_size(image.size, field, max_pixels)
+    if 0 in image.size:
+        raise InvalidInputError(
+            f"{field} has no pixels", field=field, expected="an image with pixels", got=str(image.size)
+        )
+    return image
+
+
+def _check_size(size: tuple[int, int], field: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        together = "" if field == "image" else ", together with those before it,"
+        raise PayloadTooLargeError(
+            f"{field}: {width} x {height} pixels{together} are over the request's limit on pixels",
+            field=field,
+            expected=f"at most {max_pixels} pixels",
+            got=f"{width * height} pixels",
+            hint="send a smaller image or fewer at a time, or raise MLOS_MAX_IMAGE_PIXELS",
+        )
+
+
+def _read(read: Callable[[], _T], field: str) -> _T:
+    """What ``read`` reads of the image file in ``field``.
+
+    Raises:
+        InvalidInputError: if it cannot.
+    """
+    try:
+        return read()
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file can bring each of Pillow's readers to raise anything
+        raise InvalidInputError(
+            f"{field} cannot be decoded: {str(error) or type(error).__name__:.200}",
+            field=field,
+            expected="a whole image file",
+            got="a truncated or broken one",
+        ) from error
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Width and height in the header of a WebP file (RFC 9649, 2.5 to 2.7); zeros for any other file."""
+    head = content[:30].ljust(30, b"\0")
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return 0, 0
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            return width, height
+        case _:
+            return 0, 0
+
+
+def _centred(length: int, wanted: int) -> tuple[slice, slice]:
+    """Which part of an edge is taken, and where it comes to lie on an edge of length ``wanted``."""
+    if length >= wanted:
+        start = (length - wanted) // 2
+        return slice(start, start + wanted), slice(0, wanted)
+    start = math.ceil((wanted - length) / 2)
+    return slice(0, length), slice(start, start + length)
