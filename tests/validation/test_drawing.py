@@ -23,12 +23,24 @@ def test_the_histogram_counts_every_sample(run: Run) -> None:
 def test_a_few_slow_samples_are_counted_and_do_not_squeeze_the_rest() -> None:
     samples = [10 + number / 100 for number in range(500)] + [900.0, 1000.0]
     found = drawing.histogram(samples)
+    assert not found.logarithmic
     assert found.beyond == 2
     assert sum(found.counts) == 500
     assert found.high_ms < 20
     assert found.slowest_ms == 1000
     assert found.place(1000) == 1.0
     assert found.outline.count("M") == sum(count > 0 for count in found.counts)
+
+
+def test_a_long_tail_is_drawn_by_magnitude_and_whole() -> None:
+    samples = [1.0] * 90 + [10.0] * 8 + [1000.0] * 2
+    found = drawing.histogram(samples)
+    assert found.logarithmic
+    assert found.beyond == 0
+    assert sum(found.counts) == 100
+    assert found.place(1.0) == 0.0
+    assert found.place(10.0) == pytest.approx(1 / 3)
+    assert found.place(1000.0) == found.place(5000.0) == 1.0
 
 
 @pytest.mark.parametrize("samples", [[5.0], [5.0, 5.0, 5.0]])

@@ -112,10 +112,40 @@ def test_a_sound_model_passes_every_gate(passing: tuple[Run, str, Path]) -> None
     assert len(row.parity.cases) == len(row.results) >= 3
     assert (row.weights, row.format, row.precision, row.mode) == ("seeded", "onnx", "fp32", "userspace")
     assert row.memory_bytes
+    assert row.peak_memory_bytes
+    assert row.peak_memory_bytes >= row.memory_bytes
+    assert row.family == "nlp"
     assert row.load is not None
+    assert set(row.load.stages) == {"start", "verify", "confine", "open", "warm_up"}
     assert row.install is not None
     assert not row.install.cached
     assert {"download", "verify", "convert", "parity", "package"} <= row.install.seconds.keys()
+
+
+def test_a_second_run_reuses_the_package_and_says_so(package: Package, home: Path, tmp_path: Path) -> None:
+    done = mlos(home, "validate", "--model", package.reference, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = only_run(tmp_path).rows
+    assert row.install is not None
+    assert row.install.cached
+    assert "package reused (cached)" in done.stderr
+    assert "1 of 1 packages reused (cached)" in done.stderr
+    assert " cached " in done.stdout
+
+
+@pytest.mark.slow
+def test_the_release_tier_measures_a_minute_and_claims_intervals(home: Path, tmp_path: Path) -> None:
+    done = mlos(home, "validate", "--model", REFERENCE, "--tier", "release", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = only_run(tmp_path).rows
+    assert row.latency is not None
+    assert row.latency.seconds >= 60
+    assert row.latency.n >= 64
+    for name in ("p50_ms", "p90_ms", "throughput"):
+        interval, value = row.latency.intervals[name], getattr(row.latency, name)
+        assert interval.low <= value <= interval.high
+    assert row.commands["all"].endswith(f"--tier release --seed {only_run(tmp_path).seed}")
+    assert "numbers with intervals" in done.stdout
 
 
 def test_the_numbers_can_be_computed_anew(passing: tuple[Run, str, Path]) -> None:

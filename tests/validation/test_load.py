@@ -3,7 +3,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pytest
 from tests.validation.v1_server import answer, events, generated, serving
 
 from mlos.validation import load
@@ -70,11 +69,27 @@ def test_a_slow_model_is_stopped_when_the_tier_s_time_is_up() -> None:
 
 def test_a_load_lasts_for_its_samples_and_tells_how_far_it_is() -> None:
     told: list[float] = []
-    length = Length(timed_seconds=0.01, samples=20, window_seconds=0.001)
+    length = Length(timed_seconds=2, samples=20, window_seconds=0.1)
     with serving(lambda body: (200, answer())) as (url, _):
         found = load.single_stream(url, QUERIES, 1, length, told.append)
     assert len(found.samples) >= 20
-    assert sum(told) == pytest.approx(found.seconds)
+    assert found.seconds >= 2
+    assert sum(told) == 2
+    assert set(told) == {0, 1}
+
+
+def test_where_samples_are_waited_for_they_are_how_far_it_is() -> None:
+    told: list[float] = []
+    length = Length(timed_seconds=10, samples=12, window_seconds=0, budget_seconds=0.4, warmup_windows=1)
+
+    def slowly(body: dict[str, Any]) -> tuple[int, bytes]:
+        time.sleep(0.1)
+        return 200, answer()
+
+    with serving(slowly) as (url, _):
+        found = load.single_stream(url, QUERIES, 1, length, told.append)
+    assert len(found.samples) < 12
+    assert sum(told) <= 10 * len(found.samples) / 12
 
 
 def test_equal_answers_are_kept_once_and_counted_all() -> None:

@@ -113,6 +113,18 @@ def test_memory_is_the_most_that_was_held() -> None:
     assert "586 MB when ready, 659 MB at most" in html
 
 
+def test_what_speaks_against_a_number_stands_beside_it(run: Run) -> None:
+    assert 'class="flag"' not in report.render([run])
+    latency = run.rows[0].latency
+    assert latency is not None
+    unstable = latency.model_copy(update={"stable": False, "steal_share": 0.03})
+    rows = (run.rows[0].model_copy(update={"latency": unstable}),)
+    html = report.render([run.model_copy(update={"rows": rows})])
+    assert ">UNSTABLE</span>" in html
+    assert ">STEAL</span>" in html
+    assert "warm-up windows did not agree" in html
+
+
 def test_what_was_cached_is_said_and_has_no_time() -> None:
     html = report.render([example.run()])
     row = html[html.index('<tr role="row" data-model="minilm"') :]

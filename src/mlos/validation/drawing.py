@@ -13,6 +13,8 @@ from mlos.validation.timing import Generation, Latency
 
 BINS = 60
 _TAIL = 99.0
+_LONG_TAIL = 4.0
+"""From how many medians on the slowest hundredth calls for a logarithmic axis."""
 _NAME_WIDTH = 0.12
 """How much of an axis a percentile's name takes up."""
 _STAGES = ("read", "parse", "queue", "preprocess", "copy_in", "compute", "copy_out", "postprocess")
@@ -61,17 +63,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Samples in equal bins from the fastest up; the slowest, which would squeeze them, are only counted."""
+    """Samples in equal bins from the fastest up; the slowest, which would squeeze them, are only counted.
+
+    Where the tail is long the axis is logarithmic and holds them all.
+    """
 
     low_ms: float
     high_ms: float
     slowest_ms: float
+    logarithmic: bool
     counts: tuple[int, ...]
     beyond: int
 
     def place(self, value: float) -> float:
         """Where a value stands on the axis, from 0 to 1; beyond it at its end."""
-        return min(max((value - self.low_ms) / ((self.high_ms - self.low_ms) or 1.0), 0.0), 1.0)
+        return _place(value, self.low_ms, self.high_ms, self.logarithmic)
 
     @property
     def outline(self) -> str:
@@ -82,16 +88,24 @@ class Histogram:
 
 
 def histogram(samples: Sequence[float]) -> Histogram:
-    """At least one sample, binned up to a little beyond the slowest hundredth."""
+    """At least one sample, binned up to a little beyond the slowest hundredth, or all of them by magnitude."""
     low, slowest = min(samples), max(samples)
     tail = stats.quantile(samples, _TAIL)
-    high = min(slowest, tail + 0.25 * (tail - low))
-    width = (high - low) / BINS or 1.0
+    logarithmic = low > 0 and tail > _LONG_TAIL * stats.quantile(samples, 50)
+    high = slowest if logarithmic else min(slowest, tail + 0.25 * (tail - low))
     counts = [0] * BINS
     within = [sample for sample in samples if sample <= high]
     for sample in within:
-        counts[min(int((sample - low) / width), BINS - 1)] += 1
-    return Histogram(low, high, slowest, tuple(counts), len(samples) - len(within))
+        counts[min(int(_place(sample, low, high, logarithmic) * BINS), BINS - 1)] += 1
+    return Histogram(low, high, slowest, logarithmic, tuple(counts), len(samples) - len(within))
+
+
+def _place(value: float, low: float, high: float, logarithmic: bool) -> float:
+    if high <= low:
+        return 0.0
+    if logarithmic:
+        value, low, high = (math.log(max(number, low)) for number in (value, low, high))
+    return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def marks(found: Latency | Generation, names: Mapping[str, str], axis: Histogram) -> list[Mark]:

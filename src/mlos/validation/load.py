@@ -89,7 +89,8 @@ def single_stream(
         golden: the requests of the golden record; at least one.
         seed: of the order and the variants.
         length: how long.
-        advance: told, now and then, how many more seconds of the timed stretch have gone by.
+        advance: told, now and then, how many more whole seconds of the timed stretch are done; where samples
+            are what is waited for, their share of it.
     """
     return _Client(url, golden, seed, length, ask).run(advance)
 
@@ -131,18 +132,27 @@ class _Client:
                 kept.clear()
             load.checked = 0
             self._end = began + length.budget_seconds
-            stolen, began = steal_seconds(), time.perf_counter()
+            told, stolen, began = 0, steal_seconds(), time.perf_counter()
             while (
                 load.errors <= MAX_ERRORS
                 and (load.seconds < length.timed_seconds or len(load.samples) < length.samples)
                 and (time.perf_counter() < self._end or not load.windows)
             ):
                 load.windows.append(self._window(client))
-                before, load.seconds = load.seconds, time.perf_counter() - began
-                advance(load.seconds - before)
+                load.seconds = time.perf_counter() - began
+                done = int(length.timed_seconds * self._share_done())
+                advance(done - told)
+                told = done
             if load.seconds:
                 load.steal_share = (steal_seconds() - stolen) / (load.seconds * (os.cpu_count() or 1))
         return load
+
+    def _share_done(self) -> float:
+        """How much of the timed stretch is done, from 0 to 1: of its time or its samples, whichever is less."""
+        load, length = self._load, self._length
+        by_time = load.seconds / length.timed_seconds if length.timed_seconds else 1.0
+        by_samples = len(load.samples) / length.samples if length.samples else 1.0
+        return min(by_time, by_samples, 1.0)
 
     def _window(self, client: httpx2.Client) -> Window:
         """Whole rounds, until the window is as long as it should be."""

@@ -88,7 +88,10 @@ class Parity(_Frozen):
 
 
 class ResultCheck(_Frozen):
-    """One golden case, asked as a person would: whether the task's result is the framework's."""
+    """One golden case, asked as a person would: whether the task's result is the framework's.
+
+    ``detail`` says what differs, or of a passed result what its tolerance leaves uncompared.
+    """
 
     case: str
     task: str

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from mlos.model import ParityMeasure
 from mlos.validation import results
-from mlos.validation.intervals import Interval
 from mlos.validation.plan import PlannedModel
 from mlos.validation.tiers import CLAIMS
+from mlos.validation.timing import Generation, Latency
 
 
 def of_plan(planned: Sequence[PlannedModel]) -> Table:
@@ -34,7 +34,7 @@ def of_run(run: results.Run) -> Table:
     for row in run.rows:
         worst = row.parity.worst if row.parity else None
         latency, memory = row.latency, row.peak_memory_bytes or row.memory_bytes
-        speeds = [_with(latency.p50_ms, latency.intervals.get("p50_ms")) if latency else "n/a"]
+        speeds = [_speed(latency, "p50_ms") + _flags(latency) if latency else "n/a"]
         if generates:
             speeds += _generation(row)
         table.add_row(
@@ -57,13 +57,16 @@ def _generation(row: results.Row) -> list[str]:
     found = row.generation
     if found is None:
         return ["-", "-"]
-    return [
-        _with(found.ttft_p50_ms, found.intervals.get("ttft_p50_ms")),
-        _with(found.tokens_per_second, found.intervals.get("tokens_per_second")),
-    ]
+    return [_speed(found, "ttft_p50_ms"), _speed(found, "tokens_per_second") + _flags(found)]
 
 
-def _with(value: float | None, interval: Interval | None) -> str:
+def _flags(found: Latency | Generation) -> str:
+    """The first word of whatever speaks against the numbers; why stands in the report."""
+    return "".join(f" {flag.split()[0].rstrip(':').upper()}" for flag in found.flags)
+
+
+def _speed(found: Latency | Generation, field: str) -> str:
+    value, interval = getattr(found, field), found.intervals.get(field)
     if value is None:
         return "n/a"
     return f"{value:.2f}" + (f" ({interval.low:.2f}-{interval.high:.2f})" if interval else "")
