@@ -95,10 +95,9 @@ def calibrate(
     """Scale each layer's weights until its output has its spread, in the order in which a batch reaches them.
 
     A weight that several layers share is scaled once, for the first of them. Batch normalisations on the way
-    get the statistics of what reaches them.
+    get the statistics of what reaches them, and gains that give their output its spread.
     """
     samples = batch(model, seed)
-    statistics = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     fine = any(each.is_floating_point() for each in samples.values())
     if fine:
         torch.nn.Module.to(model, torch.float64)
@@ -110,19 +109,21 @@ def calibrate(
     emit({"layers": len({id(layer.weight) for layer in layers.values()})})
     scaled: set[int] = set()
 
+    def wanted(name: str) -> float:
+        return next((spread for pattern, spread in spreads if pattern.search(name)), 1.0)
+
     def scale(name: str, layer: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
         weight = layer.weight
         if id(weight) in scaled:
             return output
         assert isinstance(weight, torch.nn.Parameter)
         scaled.add(id(weight))
-        wanted = next((spread for pattern, spread in spreads if pattern.search(name)), 1.0)
         bias = getattr(layer, "bias", None)
         linear = output if bias is None else output - bias
         varying = linear
         if bias is not None and _classifies(model, output):
             varying = linear - linear.mean(0)
-        factor = _rounded(wanted / float(varying.double().std()))
+        factor = _rounded(wanted(name) / float(varying.double().std()))
         weight.mul_(factor)
         if bias is not None and varying is not linear:
             bias.sub_(_stepped(linear.mean(0) * factor))
@@ -134,7 +135,10 @@ def calibrate(
         layer.register_forward_hook(lambda layer, _, output, name=name: scale(name, layer, output))
         for name, layer in layers.items()
     ]
-    hooks += [module.register_forward_pre_hook(_take_statistics) for module in statistics]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.mul_(wanted(name))
+            hooks.append(module.register_forward_pre_hook(_take_statistics))
     try:
         model(**samples)
     finally:
