@@ -30,8 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENT = ROOT / "requirements" / "native.txt"
 FLAGS = (
     "-DGGML_NATIVE=ON",  # every instruction this processor has; it is part of the key
-    # OpenMP's threads spin for a while after every token and slow their neighbours; llama.cpp's own do not.
-    "-DGGML_OPENMP=OFF",
     "-DLLAVA_BUILD=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",

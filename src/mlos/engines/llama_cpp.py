@@ -30,8 +30,8 @@ _CHUNK = 256
 """Tokens that are read at once: more are hardly faster, and fewer are slower."""
 _CHECK_SECONDS = 0.02
 _ABORTED = 2
-_F32 = 0
-"""The library's number of that element type."""
+_F32, _NO_FLASH_ATTENTION = 0, 0
+"""The library's numbers of an element type and of a way to compute attention."""
 
 
 def language_model(path: str, precision: str, vocabulary: int) -> Artifact:
@@ -205,9 +205,9 @@ class _Context:
         options.n_seq_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
+        options.flash_attn_type = _NO_FLASH_ATTENTION  # on a processor it is slower, and rounds more
         if exact:
             options.type_k = options.type_v = _F32
-            options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         forget()
         self.model = model  # it must outlive the context
         self.pointer = api.llama_init_from_model(model.pointer, options)
