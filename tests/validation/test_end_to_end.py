@@ -123,8 +123,11 @@ def test_a_sound_model_passes_every_gate(passing: tuple[Run, str, Path]) -> None
 
 
 def test_a_second_run_reuses_the_package_and_says_so(package: Package, home: Path, tmp_path: Path) -> None:
-    done = mlos(home, "validate", "--model", package.reference, "--results", str(tmp_path))
+    arguments = ("--model", package.reference, "--progress", "json", "--results", str(tmp_path))
+    done = mlos(home, "validate", *arguments)
     assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {"bert: load", "bert: parity through HTTP", "bert: traffic"} <= {event["step"] for event in told}
     (row,) = only_run(tmp_path).rows
     assert row.install is not None
     assert row.install.cached

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +80,17 @@ def test_a_wrong_flag_ends_with_its_documented_status(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == status
+
+
+def test_a_tier_that_claims_numbers_needs_its_extra_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    results = tmp_path / "results"
+    arguments = ["validate", "--models", "bert", "--tier", "release", "--results", str(results)]
+    monkeypatch.setattr("sys.argv", ["mlos", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert "pip install 'mlos[validate]'" in capsys.readouterr().err
+    assert not results.exists()
