@@ -118,7 +118,8 @@ def test_the_converter_s_wheel_holds_what_it_needs_and_installs(tmp_path: Path) 
 
 def test_a_build_waits_for_another_of_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "build"
-    script = "import pathlib, sys\nfrom scripts import native\nwith native._alone(pathlib.Path(sys.argv[1])): print('in')"
+    script = "import pathlib, sys\nfrom scripts import native\n"
+    script += "with native._alone(pathlib.Path(sys.argv[1])): print('in')"
     with native._alone(folder):
         other = subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
