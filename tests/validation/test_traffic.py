@@ -131,6 +131,25 @@ def test_a_cache_of_answers_fails() -> None:
     assert "a cache?" in str(row.reason)
 
 
+def test_a_generation_that_ends_early_is_no_cache_and_a_remembered_prompt_is_one() -> None:
+    known = [msgspec.to_builtins(one.request) for one in GENERATES]
+    stream = talking("a ", "b")
+
+    def early(body: dict[str, Any]) -> tuple[int, bytes | Sequence[bytes]]:
+        time.sleep(0 if body in known else 0.004)  # streamed requests are never among the known ones
+        return stream(body)
+
+    def remembering(body: dict[str, Any]) -> tuple[int, bytes | Sequence[bytes]]:
+        asked = {key: value for key, value in body.items() if key != "stream"}
+        time.sleep(0 if asked in known else 0.004)
+        return stream(body)
+
+    assert measured(early, GENERATES, "release").status == "passed"
+    row = measured(remembering, GENERATES, "release")
+    assert verdicts(row) == {"traffic": "passed", "stages": "passed", "generation": "failed"}
+    assert "a repeated prompt" in str(row.reason)
+
+
 def test_what_generates_is_streamed_too() -> None:
     row = measured(talking("a ", "b"), GENERATES, "release")
     assert verdicts(row) == {"traffic": "passed", "stages": "passed", "generation": "passed"}
@@ -141,13 +160,18 @@ def test_what_generates_is_streamed_too() -> None:
     assert {"ttft_p50_ms", "tokens_per_second"} <= row.generation.intervals.keys()
 
 
-def test_only_what_generates_is_streamed() -> None:
-    def either(body: dict[str, Any]) -> tuple[int, bytes | Sequence[bytes]]:
-        if "text" not in body:
-            return talking("a ", "b")(body)
-        return (400, b"no stream") if body.get("stream") else (200, answer(timings_ms=EXPLAINED))
+def test_only_what_generates_one_text_is_streamed() -> None:
+    several = case("several", "text2text-generation", [GENERATED, GENERATED], texts=["one two", "three four"])
 
-    row = measured(either, (*EMBEDS, *GENERATES))
+    def either(body: dict[str, Any]) -> tuple[int, bytes | Sequence[bytes]]:
+        if "text" not in body and "texts" not in body:
+            return talking("a ", "b")(body)
+        if body.get("stream"):
+            return 400, b"no stream"
+        changes = {"result": [GENERATED, GENERATED]} if "texts" in body else {}
+        return 200, answer(timings_ms=EXPLAINED, **changes)
+
+    row = measured(either, (*EMBEDS, several, *GENERATES))
     assert row.status == "passed"
     assert row.generation is not None
     assert row.generation.case_names == ("story", "question")
