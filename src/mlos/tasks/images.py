@@ -22,14 +22,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-# Pillow knows a format once its module was imported; MPO is what phones make of two JPEGs.
+# Pillow knows a format once its module was imported.
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageOps,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
@@ -52,7 +51,6 @@ FORMATS = tuple(
         WebPImagePlugin.WebPImageFile,
         GifImagePlugin.GifImageFile,
         BmpImagePlugin.BmpImageFile,
-        MpoImagePlugin.MpoImageFile,
     )
 )
 _KNOWN = "a JPEG, PNG, WebP, GIF or BMP file"
