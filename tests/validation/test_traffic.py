@@ -160,18 +160,21 @@ def test_what_generates_is_streamed_too() -> None:
     assert {"ttft_p50_ms", "tokens_per_second"} <= row.generation.intervals.keys()
 
 
-def test_only_what_generates_one_text_is_streamed() -> None:
+def test_only_what_comes_token_by_token_is_streamed() -> None:
     several = case("several", "text2text-generation", [GENERATED, GENERATED], texts=["one two", "three four"])
+    beams = case("beams", "text2text-generation", GENERATED, text="five six", parameters={"num_beams": 4})
 
     def either(body: dict[str, Any]) -> tuple[int, bytes | Sequence[bytes]]:
         if "text" not in body and "texts" not in body:
             return talking("a ", "b")(body)
         if body.get("stream"):
             return 400, b"no stream"
+        if "num_beams" in body.get("parameters", {}):
+            return 200, generated("a b", timings_ms=EXPLAINED)
         changes = {"result": [GENERATED, GENERATED]} if "texts" in body else {}
         return 200, answer(timings_ms=EXPLAINED, **changes)
 
-    row = measured(either, (*EMBEDS, several, *GENERATES))
+    row = measured(either, (*EMBEDS, several, beams, *GENERATES))
     assert row.status == "passed"
     assert row.generation is not None
     assert row.generation.case_names == ("story", "question")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from mlos.parity import GoldenRecord, Tolerance, compare_result
+from mlos.parity import Case, GoldenRecord, Tolerance, compare_result
 from mlos.validation import load as loading
 from mlos.validation.load import Load, Query
 from mlos.validation.rows import GateFailed, OpenRow, Terms
@@ -36,12 +36,16 @@ class Subject:
     golden: GoldenRecord
     tolerance: Tolerance
 
-    def generating(self) -> Subject:
-        """The same with those golden requests alone that generate one text: several come in no parts."""
-        cases = tuple(
-            case for case in self.golden.cases if case.task in GENERATING and isinstance(case.result, dict)
-        )
+    def streaming(self) -> Subject:
+        """The same with those golden requests alone whose answers come token by token."""
+        cases = tuple(case for case in self.golden.cases if _streams(case))
         return Subject(self.name, self.url, GoldenRecord(cases, self.golden.framework), self.tolerance)
+
+
+def _streams(case: Case) -> bool:
+    """Whether one text is generated left to right; several texts, or a beam's best, come at the end."""
+    one = isinstance(case.result, dict) and case.request.parameters.get("num_beams", 1) == 1
+    return case.task in GENERATING and one
 
 
 def measure(row: OpenRow, subject: Subject, terms: Terms) -> None:
@@ -51,9 +55,9 @@ def measure(row: OpenRow, subject: Subject, terms: Terms) -> None:
         GateFailed: if requests failed.
     """
     _single_stream(row, subject, terms)
-    generating = subject.generating()
-    if generating.golden.cases:
-        _generation(row, generating, terms)
+    streaming = subject.streaming()
+    if streaming.golden.cases:
+        _generation(row, streaming, terms)
 
 
 def _single_stream(row: OpenRow, subject: Subject, terms: Terms) -> None:
