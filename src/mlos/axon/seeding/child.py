@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.initialization import no_init_weights
 
 from mlos.axon.seeding.batch import batch
 from mlos.axon.seeding.tokenizer import save_json, save_tokenizer
@@ -72,7 +73,9 @@ def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedM
     if kind is None:
         raise MlosError(f"transformers {transformers.__version__} has no class {architecture}")
     known = transformers.AutoConfig.for_model(**config)
-    model: transformers.PreTrainedModel = kind(known)
+    with no_init_weights():  # which takes longer than all else here; every parameter is filled anyway
+        model: transformers.PreTrainedModel = kind(known)
+    model.tie_weights()  # a part of the initialisation that was left out
     model.train(False)
     return model
 
@@ -119,6 +122,8 @@ def calibrate(
         assert isinstance(weight, torch.nn.Parameter)
         scaled.add(id(weight))
         bias = getattr(layer, "bias", None)
+        if bias is not None and isinstance(layer, torch.nn.Conv2d):
+            bias = bias[:, None, None]  # channels come before height and width
         linear = output if bias is None else output - bias
         varying = linear
         if bias is not None and _classifies(model, output):
