@@ -199,7 +199,9 @@ class ImageEncoder:
 
     def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
         """The image upright, in RGB and resized: shape (height, width, 3)."""
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        # What need not change is not copied: a large photograph would be, twice.
+        upright = image if image.mode == "RGB" else image.convert("RGB")
         if self._steps.resize is not None:
             upright = upright.resize(self._steps.resized(*upright.size), Image.Resampling(self._steps.resample))
         return np.asarray(upright)
