@@ -230,6 +230,8 @@ class _Maker:
             samples,
             [sample - (0.9 if wide else 0.6) for sample in samples],
             stages_ms={stage: round(amount, 4) for stage, amount in found.items()},
+            typical_ms={stage: round(amount, 4) for stage, amount in found.items()},
+            typical_client_ms=round(sum(found.values()) + 0.6, 4),
             claimed=claims_numbers(self._tier),
             **common,
         )

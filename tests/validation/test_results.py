@@ -73,6 +73,12 @@ def test_a_percentile_needs_its_least_number_of_samples(percentile: float, least
     assert stats.percentile(samples, percentile) == math.ceil(percentile / 100 * least) - 1
 
 
+def test_the_middle_half_leaves_out_the_fastest_and_the_slowest() -> None:
+    assert stats.middle_half([9.0, 1.0, 5.0, 4.0, 100.0, 6.0, 5.5, 0.5]) == [3, 2, 6, 5]
+    assert stats.middle_half([3.0]) == [0]
+    assert len(stats.middle_half([1.0, 2.0, 3.0])) == 3
+
+
 def test_windows_agree_within_ten_percent_or_not_at_all() -> None:
     calm, wild = stats.WindowSummary(100, 10), stats.WindowSummary(100, 11.2)
     assert stats.steady([wild, calm, calm, calm])

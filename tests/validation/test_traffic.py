@@ -80,6 +80,8 @@ def test_a_sound_model_passes_and_its_numbers_can_be_computed_anew() -> None:
     assert set(row.latency.by_case(row.latency.samples_ms)) == {"short", "long"}
     assert row.latency.checked == len(row.latency.repeated)
     assert sum(window.n for window in row.latency.windows) == row.latency.n
+    assert row.latency.typical_ms == {"read": 0.25, "compute": 1000.0}
+    assert row.latency.typical_client_ms is not None
     assert row.generation is None
 
 

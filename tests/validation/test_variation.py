@@ -73,6 +73,15 @@ def test_a_picture_is_turned_and_no_two_requests_are_the_same_bytes(kind: str) -
     assert {(decoded(image).size, decoded(image).format) for image in made} == {((12, 8), kind)}
 
 
+@pytest.mark.parametrize("quality", [60, 75, 90])
+def test_a_turned_photograph_has_about_as_many_bytes(quality: int) -> None:
+    noise = np.random.default_rng(4).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((240, 160)).save(file, format="JPEG", quality=quality, subsampling=2)
+    (varied,) = variants({"image": base64.b64encode(file.getvalue()).decode()}, 1)
+    assert len(base64.b64decode(varied["image"])) == pytest.approx(len(file.getvalue()), rel=0.1)
+
+
 def test_several_pictures_are_each_varied() -> None:
     request = {"images": [picture("PNG"), picture("JPEG")]}
     (varied,) = variants(request, 1)

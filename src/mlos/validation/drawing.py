@@ -141,9 +141,14 @@ def cases(found: Latency | Generation, times: Sequence[float], axis: Histogram) 
 
 
 def stage_parts(latency: Latency) -> list[Part]:
-    """The median stages of a request in ms, and the rest: what the client saw beyond them."""
-    parts = {stage: latency.stages_ms.get(stage, 0.0) for stage in _STAGES} | latency.stages_ms
-    parts[REST] = max(latency.client_median_ms - sum(parts.values()), 0.0)
+    """The stages of a typical request in ms, and the rest: what the client saw beyond them.
+
+    Results of schema 1 have medians alone, which need not add up to the whole; their rest is too large then.
+    """
+    whole = latency.typical_client_ms if latency.typical_client_ms is not None else latency.client_median_ms
+    stages = latency.typical_ms or latency.stages_ms
+    parts = {stage: stages.get(stage, 0.0) for stage in _STAGES} | stages
+    parts[REST] = max(whole - sum(parts.values()), 0.0)
     return _parts(parts)
 
 

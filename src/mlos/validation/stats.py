@@ -44,6 +44,12 @@ def percentile(samples: Sequence[float], percentile: float) -> float | None:
     return quantile(samples, percentile) if len(samples) >= minimum_samples(percentile) else None
 
 
+def middle_half(samples: Sequence[float]) -> list[int]:
+    """The places of the samples that are neither in the fastest quarter nor in the slowest; at least one."""
+    places = sorted(range(len(samples)), key=lambda place: samples[place])
+    return places[len(places) // 4 : len(places) - len(places) // 4]
+
+
 @dataclass(frozen=True)
 class WindowSummary:
     """A stretch of back-to-back requests: completions per second, and the 90th percentile in ms."""

@@ -109,6 +109,10 @@ class _Measured(_Frozen):
 class Latency(_Measured):
     """One SingleStream run. ``samples_ms`` are the client's end-to-end times in order, ``server_ms`` the sums
     of the stages that the server reported for the same requests; ``stages_ms`` are the medians of those stages.
+
+    Medians of parts do not add up to the median of the whole. What does are ``typical_ms``: the means of the
+    stages over the middle half of the requests by end-to-end time, whose own mean is ``typical_client_ms``
+    (empty and absent in results of schema 1).
     """
 
     scenario: Literal["SingleStream"] = "SingleStream"
@@ -119,6 +123,8 @@ class Latency(_Measured):
     p95_ms: float | None
     p99_ms: float | None
     stages_ms: dict[str, float]
+    typical_ms: dict[str, float] = {}
+    typical_client_ms: float | None = None
     client_median_ms: float
     server_median_ms: float
     excess_ms: float

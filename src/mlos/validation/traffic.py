@@ -6,16 +6,17 @@ tier claims any.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
 from mlos.parity import Case, GoldenRecord, Tolerance, compare_result
 from mlos.validation import load as loading
-from mlos.validation.load import Load, Query
+from mlos.validation import stats
+from mlos.validation.load import Load, Query, Sample
 from mlos.validation.rows import GateFailed, OpenRow, Terms
 from mlos.validation.tiers import LENGTHS, claims_numbers
 from mlos.validation.timing import Generation, Latency
@@ -62,14 +63,15 @@ def measure(row: OpenRow, subject: Subject, terms: Terms) -> None:
 
 def _single_stream(row: OpenRow, subject: Subject, terms: Terms) -> None:
     load = _run("traffic", loading.single_stream, row, subject, terms)
+    times = [sample.taken_ms for sample in load.samples]
+    typical = [load.samples[place] for place in stats.middle_half(times)]
     latency = Latency.measured(
-        [sample.taken_ms for sample in load.samples],
+        times,
         [sum(sample.stages_ms.values()) for sample in load.samples],
         claimed=claims_numbers(terms.tier),
-        stages_ms={
-            stage: round(median(sample.stages_ms.get(stage, 0.0) for sample in load.samples), 4)
-            for stage in load.samples[0].stages_ms
-        },
+        stages_ms=_stages(load.samples, median),
+        typical_ms=_stages(typical, fmean),
+        typical_client_ms=round(fmean(sample.taken_ms for sample in typical), 4),
         **_common(load, subject),
     )
     row.facts["latency"] = latency
@@ -138,6 +140,14 @@ def _run(gate: Any, scenario: _Scenario, row: OpenRow, subject: Subject, terms: 
         row.failed(gate, f"{load.errors} requests failed; the first: {load.first_error or 'none answered'}")
         raise GateFailed
     return load
+
+
+def _stages(samples: Sequence[Sample], typical: Callable[[list[float]], float]) -> dict[str, float]:
+    """One number for each stage in ms, for example its median."""
+    return {
+        stage: round(typical([sample.stages_ms.get(stage, 0.0) for sample in samples]), 4)
+        for stage in samples[0].stages_ms
+    }
 
 
 def _common(load: Load, subject: Subject) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
-_JPEG_QUALITY = 95
+_JPEG_QUALITIES = range(50, 100, 5)
 _PNG_END = 12
 """Bytes of the chunk that ends a PNG file."""
 _WORDS = ("text", "prompt")
@@ -70,15 +70,25 @@ def _turned(content: bytes) -> list[bytes]:
             picture.load()
             kind = picture.format or "PNG"
             made = [ImageOps.mirror(picture), ImageOps.flip(picture), ImageOps.mirror(ImageOps.flip(picture))]
+            sampling = JpegImagePlugin.get_sampling(picture) if kind == "JPEG" else None
     except (UnidentifiedImageError, OSError):
         return [content]
-    options = {"quality": _JPEG_QUALITY} if kind == "JPEG" else {}
-    files = []
-    for turned in made:
-        file = io.BytesIO()
-        turned.save(file, format=kind, **options)
-        files.append(file.getvalue())
-    return files
+    if sampling is None:
+        return [_encoded(turned, kind) for turned in made]
+    # As many bytes as the original, or nearly: a JPEG takes as long to decode as it has bits.
+    return [
+        min(
+            (_encoded(turned, kind, quality=quality, subsampling=sampling) for quality in _JPEG_QUALITIES),
+            key=lambda file: abs(len(file) - len(content)),
+        )
+        for turned in made
+    ]
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format=kind, **options)
+    return file.getvalue()
 
 
 def _marked(content: bytes, mark: bytes) -> bytes:
