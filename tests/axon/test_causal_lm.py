@@ -160,6 +160,14 @@ class TestWhatIsRefused:
             families.load(tmp_path)
         assert "LlamaForCausalLM" in (caught.value.expected or "")
 
+    def test_what_the_converter_does_not_know(self, llama: TinyLlama, tmp_path: Path) -> None:
+        repository = tmp_path / "repository"
+        shutil.copytree(llama.repository, repository)
+        for tokenizer in repository.glob("tokenizer*"):
+            tokenizer.unlink()
+        with pytest.raises(RefusedError, match=r"llama\.cpp's converter refuses the repository: \w*Error: \S"):
+            write_gguf(repository, tmp_path / "x.gguf", "F16", "x")
+
     def test_a_repository_without_a_tokenizer(self, llama: TinyLlama, tmp_path: Path) -> None:
         repository = tmp_path / "repository"
         shutil.copytree(llama.repository, repository, ignore=shutil.ignore_patterns("tokenizer*"))

@@ -13,8 +13,8 @@ from typing import Any
 
 from mlos.errors import MissingExtraError, RefusedError
 
-_WARNING, _ERROR = 2, 3
-"""Levels of the library's messages that say what went wrong."""
+_WARNING, _ERROR = 3, 4
+"""Levels of the library's messages that say what went wrong (``ggml.h``)."""
 _KEPT = 3
 _SPIN = "300"
 """How often a thread of OpenMP looks again before it sleeps: some microseconds, enough for the waits within a

@@ -55,11 +55,10 @@ def write_gguf(source: Path, target: Path, precision: str, name: str) -> None:
             options = ("--outtype", WRITTEN[precision], "--outfile", str(target), "--model-name", name)
             sys.argv = ["convert_hf_to_gguf.py", *options, str(shown)]
             command.main()
-    except (NotImplementedError, ValueError, KeyError, FileNotFoundError, SystemExit) as error:
+    except (NotImplementedError, ValueError, LookupError, AssertionError, OSError, SystemExit) as error:
         # How the converter says that it does not know something.
-        raise RefusedError(
-            f"llama.cpp's converter refuses the repository: {str(error).splitlines()[0][:300]}"
-        ) from error
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RefusedError(f"llama.cpp's converter refuses the repository: {words}") from error
     finally:
         sys.argv = before
 
