@@ -56,7 +56,9 @@ class Settings(BaseSettings):
         description="Largest UTF-8 text tokenised, per request, all its texts together.",
     )
     max_image_pixels: int = Field(
-        default=64_000_000, gt=0, description="Largest image decoded, in pixels, known before it is decoded."
+        default=64_000_000,
+        gt=0,
+        description="Most pixels decoded, per request, all its images together; known before one is decoded.",
     )
     max_queue: int = Field(default=256, gt=0, description="Requests waiting per model before 503.")
     allow_remote: bool = Field(
