@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -78,7 +78,9 @@ class LanguageModel(Engine, Protocol):
         """The most tokens of a sequence, prompt and answer together."""
         ...
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling, check: Callable[[], None]) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, check: Callable[[], None]
+    ) -> Generator[int, None, None]:
         """Continue ``prompt`` token by token, including the one that ends, until nobody asks for more.
 
         ``check`` is called at least once a token, and often while the prompt is read; what it raises ends the

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mlos.errors import PayloadTooLargeError, RefusedError
-from mlos.model import Manifest
+from mlos.model import Manifest, TensorSpec
 
 MAX_TOKENS = 16_384
 """Most tokens of one request, padding included: what a model needs for its activations grows with them."""
@@ -28,13 +28,16 @@ _FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_i
 class TextEncoder:
     """The tokenizer of one package, set up for one task.
 
-    It reads from ``manifest.preprocessing[task]``: ``max_length`` (tokens, special ones included; required),
-    ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``).
+    It reads from ``manifest.preprocessing[task]``: ``max_length`` (tokens, special ones included;
+    required), ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``). It fills
+    ``inputs``, by default all of the model's.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, task: str) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, task: str, inputs: Sequence[TensorSpec] | None = None
+    ) -> None:
         self.options: dict[str, Any] = manifest.preprocessing.get(task, {})
-        self._specs = manifest.artifact.inputs
+        self._specs = manifest.artifact.inputs if inputs is None else inputs
         unknown = [spec.name for spec in self._specs if spec.name not in _FIELDS]
         if unknown:
             raise RefusedError(

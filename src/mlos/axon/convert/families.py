@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from mlos.axon.convert import causal_lm, text_encoder, vision
+from mlos.axon.convert import causal_lm, seq2seq, text_encoder, vision
 from mlos.axon.convert.family import Family, read_config
 from mlos.errors import RefusedError
 
@@ -15,6 +15,7 @@ Loader: TypeAlias = Callable[[Path, Iterable[str] | None], Family]
 _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (text_encoder.covers, text_encoder.TextEncoder.load),
     (vision.covers, vision.Vision.load),
+    (seq2seq.covers, seq2seq.Seq2Seq.load),
     (causal_lm.covers, causal_lm.CausalLM.load),
 )
 

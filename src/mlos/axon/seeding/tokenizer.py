@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlos.axon.seeding.unigram import unigram
+from mlos.axon.seeding.vocabulary import read_vocabulary, save_sentencepiece, save_tokenizer_json
 from mlos.errors import MlosError
 
 
@@ -16,6 +18,15 @@ def save_tokenizer(recipe: Mapping[str, Any], carried: Mapping[str, Path], desti
         case "carried":
             for name, path in carried.items():
                 _copy(name, path.read_bytes(), recipe["settings"], destination)
+        case "synthetic":
+            save_json(unigram(recipe["size"]), destination / "tokenizer.json")
+            save_json(recipe["settings"], destination / "tokenizer_config.json")
+        case "gguf":
+            (path,) = carried.values()
+            vocabulary = read_vocabulary(path)
+            save_sentencepiece(vocabulary, destination / "tokenizer.model")
+            save_tokenizer_json(vocabulary, destination / "tokenizer.json")
+            save_json(recipe["settings"], destination / "tokenizer_config.json")
         case kind:
             raise MlosError(f"a tokenizer of the kind {kind} cannot be made yet")
 

@@ -1,0 +1,278 @@
+"""Encoder-decoders of text: two ONNX graphs, as :mod:`mlos.engines.encoder_decoder` runs them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from mlos.axon.convert.export import Axes, Exported, export, weights_beside
+from mlos.axon.convert.family import (
+    Family,
+    Made,
+    choose_tasks,
+    load_model,
+    load_tokenizer,
+    save_tokenizer,
+)
+from mlos.errors import InvalidInputError, RefusedError
+from mlos.host.child import Emit
+from mlos.model import Artifact, FileRole, InferenceRequest, TensorSpec
+from mlos.parity import Case
+
+TASK = "text2text-generation"
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+_BATCH, _SOURCE, _TARGET, _PAST = 2, 7, 3, 5
+"""Lengths of the exporter's example, all different, none of them 1."""
+
+
+def covers(architecture: str | None, source: Path) -> bool:
+    """Whether a repository is one of an encoder-decoder of text."""
+    return architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+class Seq2Seq(Family):
+    """An encoder-decoder and its tokenizer."""
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerFast,
+        source: Path,
+        tasks: Iterable[str] | None,
+    ) -> None:
+        self.model, self.tokenizer, self._source = model, tokenizer, source
+        self.tasks = choose_tasks(type(model).__name__, [TASK], tasks)
+        self._start, self._ends = _markers(model)
+        positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        self._max_length = min(tokenizer.model_max_length, positions)
+
+    @classmethod
+    def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
+        """Load a repository.
+
+        Raises:
+            RefusedError: if weights or tokenizer are missing, it does not say how its answers begin and end, or
+                it cannot do one of ``tasks``.
+        """
+        return cls(
+            load_model(transformers.AutoModelForSeq2SeqLM, source), load_tokenizer(source), source, tasks
+        )
+
+    def write(self, output: Path, emit: Emit) -> Made:
+        """Both graphs, the tokenizer and the configuration."""
+        with torch.no_grad():
+            encoded = _Encoding(self.model, self._start)(*_source_example(self.model))
+        layers = len(encoded) // 2
+        cross = [f"cross.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+        past, present = ([name.replace("cross", kind) for name in cross] for kind in ("past", "present"))
+        axes: Axes = {
+            "input_ids": {0: "batch", 1: "source"},
+            "attention_mask": {0: "batch", 1: "source"},
+            "decoder_input_ids": {0: "batch", 1: "target"},
+            "logits": {0: "batch", 1: "target"},
+            **{name: {0: "batch", 2: "source"} for name in cross},
+            **{name: {0: "batch", 2: "past"} for name in past},
+            **{name: {0: "batch", 2: "total"} for name in present},
+        }
+        ids, mask = _source_example(self.model)
+        encoder = export(
+            _Encoding(self.model, self._start),
+            {"input_ids": ids, "attention_mask": mask},
+            cross,
+            axes,
+            output,
+            ENCODER,
+        )
+        shapes = [(tensor.shape[0], tensor.shape[1], _PAST, tensor.shape[3]) for tensor in encoded]
+        decoder = export(
+            _Decoding(self.model, layers),
+            {
+                "decoder_input_ids": torch.ones(_BATCH, _TARGET, dtype=torch.int64),
+                "attention_mask": mask,
+                **dict(zip(cross, encoded, strict=True)),
+                **{name: torch.zeros(shape) for name, shape in zip(past, shapes, strict=True)},
+            },
+            ["logits", *present],
+            axes,
+            output,
+            DECODER,
+        )
+        for exported in (encoder, decoder):
+            if exported.fallback:
+                emit({"warning": f"exported with TorchScript; the newer exporter failed: {exported.fallback}"})
+        save_tokenizer(self.tokenizer, output / "tokenizer.json")
+        shutil.copyfile(self._source / "config.json", output / "config.json")
+        return Made(
+            artifact=_whole(encoder, decoder),
+            files=(
+                *_files(ENCODER),
+                *_files(DECODER),
+                ("tokenizer.json", "tokenizer"),
+                ("config.json", "config"),
+            ),
+            tools=decoder.tools,
+        )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What tokenises a text, and how an answer begins and ends."""
+        tokenizer = self.tokenizer
+        facts = {
+            "max_length": self._max_length,
+            "pad_token": tokenizer.pad_token,
+            "decoder_start": self._start,
+            "ends": self._ends,
+            "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        }
+        return {TASK: facts}
+
+    def answer(self, name: str, request: InferenceRequest) -> Case:
+        """The framework's own generation, and its logits along its greedy answer."""
+        texts = [request.text] if request.text is not None else request.texts
+        if not texts:
+            raise InvalidInputError(f"golden request {name} has no text", field=name, expected="text or texts")
+        self.require_task(name, request.task or TASK)
+        encoded = self.tokenizer(
+            texts, padding="longest", truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        source = {tensor: encoded[tensor] for tensor in ("input_ids", "attention_mask")}
+        options = dict(request.parameters)
+        most = options.pop("max_tokens")
+        model: Any = self.model  # whose generate() is typed for other uses
+        greedy = model.generate(**source, max_new_tokens=most, do_sample=False, num_beams=1)
+        forced = greedy[:, :-1] if greedy.shape[1] > 1 else greedy
+        logits = self.model(**source, decoder_input_ids=forced).logits
+        answers = model.generate(**source, max_new_tokens=most, do_sample=False, **options)
+        results = [
+            self._result(tokens.tolist()[1:], int(mask.sum()))
+            for tokens, mask in zip(answers, source["attention_mask"], strict=True)
+        ]
+        return Case(
+            name=name,
+            request=request,
+            task=TASK,
+            inputs={tensor: value.numpy() for tensor, value in source.items()}
+            | {"decoder_input_ids": forced.numpy()},
+            outputs={"logits": logits.numpy()},
+            result=results[0] if request.text is not None else results,
+        )
+
+    def _result(self, tokens: list[int], prompt: int) -> dict[str, Any]:
+        ended = next((at for at, token in enumerate(tokens) if token in self._ends), None)
+        written = tokens if ended is None else tokens[: ended + 1]
+        return {
+            "text": self.tokenizer.decode(written, skip_special_tokens=True),
+            "finish_reason": "length" if ended is None else "stop",
+            "usage": {"prompt_tokens": prompt, "completion_tokens": len(written)},
+        }
+
+
+class _Encoding(torch.nn.Module):
+    """The encoder, and what the decoder's layers make of it: the keys and values they attend to.
+
+    The framework's own decoder makes them, in a step whose answer nobody takes; what that needs beside them,
+    the exporters leave out.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, start: int) -> None:
+        super().__init__()
+        self.model, self._start = model, start
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids, mask = tensors
+        hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.model(
+            encoder_outputs=hidden,
+            attention_mask=mask,
+            decoder_input_ids=torch.full_like(ids[:, :1], self._start),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return _states(cache.cross_attention_cache)
+
+
+class _Decoding(torch.nn.Module):
+    """The decoder's next tokens, from the encoder's keys and values and its own so far."""
+
+    def __init__(self, model: transformers.PreTrainedModel, layers: int) -> None:
+        super().__init__()
+        self.model, self._layers = model, layers
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids, mask, *states = tensors
+        cross, past = DynamicCache(), DynamicCache()
+        for layer in range(self._layers):
+            cross.update(states[2 * layer], states[2 * layer + 1], layer)
+        for layer in range(self._layers):
+            at = 2 * (self._layers + layer)
+            past.update(states[at], states[at + 1], layer)
+        cache = EncoderDecoderCache(past, cross)
+        cache.is_updated = dict.fromkeys(range(self._layers), True)
+        # Only its shape is looked at: the layers have their keys and values.
+        hidden = torch.zeros(*mask.shape, self.model.config.hidden_size, dtype=states[0].dtype)
+        answer = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=mask,
+            decoder_input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return (answer.logits, *_states(cache.self_attention_cache))
+
+
+def _states(cache: Cache) -> tuple[torch.Tensor, ...]:
+    """Keys and values of each layer in turn."""
+    tensors: list[torch.Tensor] = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        tensors += (layer.keys, layer.values)
+    return tuple(tensors)
+
+
+def _source_example(model: transformers.PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two texts, one of them padded."""
+    ids = torch.randint(3, 100, (_BATCH, _SOURCE), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(_BATCH, _SOURCE, dtype=torch.int64)
+    mask[1, -2:] = 0
+    return ids, mask
+
+
+def _whole(encoder: Exported, decoder: Exported) -> Artifact:
+    """The two graphs as one model."""
+    taken = {spec.name: spec for spec in (*encoder.artifact.inputs, *decoder.artifact.inputs)}
+    logits = next(spec for spec in decoder.artifact.outputs if spec.name == "logits")
+    inputs: tuple[TensorSpec, ...] = (*encoder.artifact.inputs, taken["decoder_input_ids"])
+    return Artifact(
+        format="onnx",
+        precision="fp32",
+        inputs=inputs,
+        outputs=(logits,),
+        parts={"encoder": encoder.artifact, "decoder": decoder.artifact},
+    )
+
+
+def _files(graph: str) -> tuple[tuple[str, FileRole], ...]:
+    return (graph, "graph"), (weights_beside(graph), "weights")
+
+
+def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
+    """The token that an answer begins with, and those that end it."""
+    settings = model.generation_config
+    start, end = settings.decoder_start_token_id, settings.eos_token_id
+    ends = [end] if isinstance(end, int) else list(end or ())
+    if start is None or not ends:
+        raise RefusedError(
+            "the repository does not say how an answer begins and ends",
+            field="decoder_start_token_id, eos_token_id",
+        )
+    return int(start), ends

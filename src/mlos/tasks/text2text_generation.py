@@ -1,0 +1,179 @@
+"""Text to text: an encoder-decoder's answer to a text, such as its translation or summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers.decoders import DecodeStream
+
+from mlos.engines import EncoderDecoder, Engine
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
+from mlos.model import InferenceRequest, Manifest
+from mlos.tasks.generation import MAX_TOKENS, FinishReason, Generated
+from mlos.tasks.prepared import (
+    Known,
+    Limits,
+    Prepared,
+    check_parameters,
+    is_number,
+    is_whole,
+    texts_of,
+)
+from mlos.tasks.search import Beams, beam_search, greedy
+from mlos.tasks.task import Stream
+from mlos.tasks.text import TextEncoder
+
+_MOST_BEAMS, _MOST_SEQUENCES, _MOST_TOKENS = 8, 64, 4096
+_KNOWN: Known = {
+    "max_tokens": (
+        f"a whole number from 1 to {_MOST_TOKENS}",
+        lambda value: is_whole(value, 1, _MOST_TOKENS),
+    ),
+    "num_beams": (f"a whole number from 1 to {_MOST_BEAMS}", lambda value: is_whole(value, 1, _MOST_BEAMS)),
+    "length_penalty": ("a number from -10 to 10", lambda value: is_number(value, -10, 10)),
+    "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    single: bool
+    max_tokens: int
+    beams: Beams
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What was written for each text."""
+
+    generated: tuple[Generated, ...]
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of all texts, by what they were."""
+        return {
+            "prompt": sum(each.prompt_tokens for each in self.generated),
+            "completion": sum(each.completion_tokens for each in self.generated),
+        }
+
+
+class Text2TextGeneration:
+    """The answer to ``text`` (or ``prompt``), or to each of ``texts``, as the framework's ``generate`` has it.
+
+    It reads from ``manifest.preprocessing["text2text-generation"]``: ``decoder_start`` and ``ends`` (the
+    tokens that an answer begins and ends with), ``clean_up_tokenization_spaces``, and what
+    :class:`~mlos.tasks.text.TextEncoder` reads. Parameters: ``max_tokens`` (default 256), ``num_beams``
+    (default 1, which is greedy), ``length_penalty`` and ``early_stopping`` (see
+    :class:`~mlos.tasks.search.Beams`). One text is answered with ``{"text", "finish_reason", "usage"}``,
+    several with a list of those. Greedy answers come in parts; a beam is not decided before its end.
+    """
+
+    name: ClassVar[str] = "text2text-generation"
+
+    def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
+        parts = manifest.artifact.parts
+        if "encoder" not in parts:
+            raise RefusedError(
+                f"the task {self.name} needs an encoder and a decoder",
+                field="artifact.parts",
+                expected="encoder, decoder",
+                got=", ".join(parts) or "one graph",
+            )
+        self._encoder = TextEncoder(folder, manifest, self.name, parts["encoder"].inputs)
+        self._max_text_bytes = limits.max_text_bytes
+        options = self._encoder.options
+        start, ends = options.get("decoder_start"), options.get("ends")
+        if not isinstance(start, int) or not isinstance(ends, list) or not ends:
+            raise RefusedError(
+                "the package does not say how an answer begins and ends",
+                field=f"preprocessing.{self.name}",
+                expected="decoder_start, ends",
+                got=", ".join(options),
+            )
+        self._start, self._ends = start, ends
+
+    def accepts(self, request: InferenceRequest) -> bool:
+        """Every text has an answer."""
+        return any(held is not None for held in (request.text, request.texts, request.prompt))
+
+    def preprocess(self, request: InferenceRequest) -> Prepared:
+        """Tokenise; the texts of one request become one padded batch."""
+        texts = texts_of(request, self.name, self._max_text_bytes, ("text", "texts", "prompt"))
+        given = check_parameters(request, _KNOWN)
+        beams = Beams(
+            given.get("num_beams", 1), given.get("length_penalty", 1.0), given.get("early_stopping", False)
+        )
+        if len(texts) * beams.number > _MOST_SEQUENCES:
+            raise PayloadTooLargeError(
+                f"{len(texts)} texts of {beams.number} beams make {len(texts) * beams.number} sequences",
+                field="texts",
+                expected=f"at most {_MOST_SEQUENCES} sequences",
+                got=str(len(texts) * beams.number),
+                hint="send fewer texts at a time, or ask for fewer beams",
+            )
+        if request.stream and request.texts is not None:
+            raise InvalidInputError(
+                "several texts are not answered in parts",
+                field="stream",
+                expected="one text, or stream false",
+                got=f"{len(texts)} texts",
+            )
+        plan = _Plan(request.texts is None, given.get("max_tokens", MAX_TOKENS), beams)
+        return Prepared(self._encoder.encode(texts), (), plan)
+
+    def compute(self, engine: Engine, prepared: Prepared, stream: Stream) -> _Answers:
+        """Encode once, then decode step by step."""
+        if not isinstance(engine, EncoderDecoder):
+            raise RefusedError(
+                f"{engine.name} is no encoder-decoder", field="engine", expected="two graphs", got=engine.name
+            )
+        plan = cast("_Plan", prepared.context)
+        texts = len(prepared.inputs["input_ids"])
+        decoding = engine.begin(prepared.inputs, copies=plan.beams.number)
+
+        def step(tokens: NDArray[np.int64]) -> NDArray[Any]:
+            stream.check()
+            return engine.step(decoding, tokens[:, None])[:, -1]
+
+        if plan.beams.number == 1:
+            rows = self._greedy(step, texts, plan, stream)
+        else:
+            rows = beam_search(
+                step, decoding.select, self._start, texts, self._ends, plan.max_tokens, plan.beams
+            )
+        prompts = prepared.inputs["attention_mask"].sum(axis=1).tolist()
+        answers = tuple(self._generated(row, prompt) for row, prompt in zip(rows, prompts, strict=True))
+        if plan.beams.number > 1 and plan.single:
+            stream.emit({"text": answers[0].text})
+        return _Answers(answers)
+
+    def postprocess(self, prepared: Prepared, computed: _Answers) -> Any:
+        """One answer, or one for each text."""
+        results = [generated.as_result() for generated in computed.generated]
+        return results[0] if prepared.context.single else results
+
+    def _greedy(self, step: Any, texts: int, plan: _Plan, stream: Stream) -> list[list[int]]:
+        rows: list[list[int]] = [[] for _ in range(texts)]
+        spoken, decoder = "", DecodeStream(skip_special_tokens=True)
+        for tokens in greedy(step, self._start, texts, self._ends, plan.max_tokens):
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if not row or row[-1] not in self._ends:
+                    row.append(token)
+            if plan.single and (delta := decoder.step(self._encoder.tokenizer, rows[0][-1])):
+                spoken += delta
+                stream.emit({"text": delta})
+        if plan.single:
+            # A character that never became whole is still to be told.
+            text = self._encoder.decode(rows[0], skip_special_tokens=True)
+            if rest := text.removeprefix(spoken):
+                stream.emit({"text": rest})
+        return rows
+
+    def _generated(self, tokens: list[int], prompt: int) -> Generated:
+        reason: FinishReason = "stop" if tokens and tokens[-1] in self._ends else "length"
+        text = self._encoder.decode(tokens, skip_special_tokens=True)
+        return Generated(text, reason, prompt, len(tokens))
