@@ -18,6 +18,7 @@ from mlos.errors import DeadlineError, InvalidInputError, PayloadTooLargeError, 
 from mlos.model import TensorSpec
 
 GREEDY = Sampling()
+LONG = [(7 * at) % 31000 + 3 for at in range(300)]
 PROMPT = [1, 2860, 278, 14280, 750, 4502, 29892, 278, 7751]
 
 
@@ -158,13 +159,25 @@ class TestSampling:
 
 
 class TestWhatItRemembers:
-    def test_a_prompt_that_begins_alike_gives_the_tokens_of_a_fresh_engine(
-        self, llama: TinyLlama, engine: LlamaCppEngine
+    @pytest.mark.parametrize("precision", ["F32", "Q4_K_M"])
+    def test_answers_are_those_of_a_fresh_engine_whatever_was_asked_before(
+        self, llama: TinyLlama, precision: str
     ) -> None:
-        prompts = [PROMPT, [*PROMPT, 11, 12, 13], PROMPT[:4], [*PROMPT[:4], 99, 98], PROMPT, [2, *PROMPT]]
+        chosen = Sampling(temperature=3, seed=1)  # so hot that a last bit soon tells
+        engine = LlamaCppEngine.open(llama.folder, llama.artifacts[precision], 2)
+        answer = written(engine, LONG, chosen, 20)
+        prompts = [
+            LONG,
+            [*LONG, *answer, 11, 12, 13],
+            LONG[:256],
+            LONG[:200],
+            [*LONG[:140], 99],
+            PROMPT,
+            [2, *LONG],
+        ]
         for prompt in prompts:
-            fresh = LlamaCppEngine.open(llama.folder, llama.artifacts["F32"], 2)
-            assert written(engine, prompt, GREEDY, 6) == written(fresh, prompt, GREEDY, 6)
+            fresh = LlamaCppEngine.open(llama.folder, llama.artifacts[precision], 2)
+            assert written(engine, prompt, chosen, 20) == written(fresh, prompt, chosen, 20)
 
     def test_only_what_differs_is_read_again(
         self, engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
@@ -177,10 +190,18 @@ class TestWhatItRemembers:
             return decode(tokens)
 
         monkeypatch.setattr(engine._sequence, "_decode", counted)
-        written(engine, PROMPT, GREEDY, 1)
-        written(engine, [*PROMPT, 50, 51], GREEDY, 1)
-        written(engine, [*PROMPT, 50, 51], GREEDY, 1)
-        assert read == [len(PROMPT), 2, 1]
+        answer = written(engine, LONG, GREEDY, 3)
+        assert read == [128, 128, 44, 1, 1]
+        for prompt, expected in (
+            (LONG, [44]),
+            ([*LONG, *answer, 50], [48]),  # what was written is read again, with its chunk
+            (LONG[:256], [128]),
+            ([*LONG[:130], 99], [3]),
+            ([2, *LONG], [128, 128, 45]),
+        ):
+            read.clear()
+            written(engine, prompt, GREEDY, 1)
+            assert read == expected
 
     def test_run_leaves_the_sequence_alone(self, engine: LlamaCppEngine) -> None:
         tokens = engine.generate(PROMPT, GREEDY, go_on)

@@ -26,8 +26,8 @@ MAX_CONTEXT = 4096
 """Most tokens of a sequence: the cache of keys and values is made at once, for all of them."""
 MAX_VALUES = 1 << 25
 """Most logits of one run, 128 MiB of them."""
-_CHUNK = 256
-"""Tokens that are read at once: more are hardly faster, and fewer are slower."""
+_CHUNK = 128
+"""Tokens that are read at once: more are not faster, and fewer are slower."""
 _CHECK_SECONDS = 0.02
 _ABORTED = 2
 _F32, _NO_FLASH_ATTENTION = 0, 0
@@ -205,9 +205,9 @@ class _Context:
         options.n_seq_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
-        options.flash_attn_type = _NO_FLASH_ATTENTION  # on a processor it is slower, and rounds more
         if exact:
             options.type_k = options.type_v = _F32
+            options.flash_attn_type = _NO_FLASH_ATTENTION
         forget()
         self.model = model  # it must outlive the context
         self.pointer = api.llama_init_from_model(model.pointer, options)
@@ -233,11 +233,18 @@ class _Context:
 
 
 class _Sequence:
-    """The sequence that is generated, and the tokens the context holds of it."""
+    """The sequence that is generated, and the tokens the context holds of it.
+
+    The last bits of what is computed for a token depend on how many are read with it. So prompts are read in
+    chunks that begin at the same places always, and of what is held only whole chunks serve another prompt: an
+    answer depends on its prompt alone, never on what was asked before.
+    """
 
     def __init__(self, context: _Context, length: int) -> None:
         self.context = context
         self._held: list[int] = []
+        self._whole = 0
+        """How many of them were read in whole chunks."""
         self._next = (library().llama_token * min(length, _CHUNK))()
 
     def read(self, prompt: list[int], check: Callable[[], None]) -> None:
@@ -245,10 +252,11 @@ class _Sequence:
 
         ``check`` is called every few milliseconds; what it raises ends the reading and is raised here.
         """
-        api, memory = library(), self.context.memory
+        api, memory, chunk = library(), self.context.memory, len(self._next)
         same = 0  # at least one token is read again: the logits after the last are asked for
-        while same < min(len(self._held), len(prompt) - 1) and self._held[same] == prompt[same]:
+        while same < min(self._whole, len(self._held), len(prompt) - 1) and self._held[same] == prompt[same]:
             same += 1
+        same -= same % chunk
         if not api.llama_memory_seq_rm(memory, 0, same, -1):  # a memory that cannot forget a part
             api.llama_memory_clear(memory, False)
             same = 0
@@ -256,10 +264,11 @@ class _Sequence:
         watch = _Watch(check)
         api.llama_set_abort_callback(self.context.pointer, watch.callback, None)
         try:
-            for at in range(same, len(prompt), len(self._next)):
-                if not self._decode(prompt[at : at + len(self._next)]):
+            for at in range(same, len(prompt), chunk):
+                if not self._decode(prompt[at : at + chunk]):
                     break
         finally:
+            self._whole = len(self._held) - len(self._held) % chunk
             api.llama_set_abort_callback(self.context.pointer, api.ggml_abort_callback(), None)
         if watch.raised is not None:
             raise watch.raised
