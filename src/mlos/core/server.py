@@ -35,6 +35,9 @@ from mlos.tasks import Limits
 
 _BACKLOG = 2048
 _POLL_SECONDS = 0.02
+_KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients wait to use one again, since a request that meets
+the closing of its connection is lost."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
         )
     )
