@@ -1,9 +1,10 @@
 """What serving costs: a model behind ``mlos_core`` against the same file in its engine's own loop, no server.
 
-Both sides run on one host in one run, in blocks of random ABBA or BAAB order; a pair of blocks gives one
-ratio of medians. Printed are the geometric mean of the ratios with its 95 % BCa bootstrap interval, and the
-noise floor: the 95th percentile of |ratio - 1| between blocks of the bare engine alone. One server process
-serves all blocks, so what differs between two starts of a server is not in the interval.
+Both sides run on one host in one run, in groups of four blocks in random ABBA or BAAB order; a group gives
+one ratio, of the geometric means of its blocks' medians. Printed are the geometric mean of the ratios with
+its 95 % BCa bootstrap interval, and the noise floor: the 95th percentile of |ratio - 1| between blocks of the
+bare engine alone. One server process serves all blocks, so what differs between two starts of a server is not
+in the interval.
 
     python benchmarks/bare_engines.py [resnet t5 tinyllama] [--pairs 20]
 
@@ -196,7 +197,8 @@ def compare(served: Timed, bare: Timed, block: int, pairs: int) -> dict[str, Any
             medians[name].append(statistics.median(side() for _ in range(block)))
         for name, found in medians.items():
             seconds[name] += found
-        ratios += [a / b for a, b in zip(medians["served"], medians["bare"], strict=True)]
+        # One ratio a group: its two share whatever drifted meanwhile.
+        ratios.append(stats.gmean(medians["served"]) / stats.gmean(medians["bare"]))
         same.append(medians["bare"][0] / medians["bare"][1])
     logs = np.log(ratios)
     interval = stats.bootstrap((logs,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
@@ -214,13 +216,13 @@ def compare(served: Timed, bare: Timed, block: int, pairs: int) -> dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the models named, or all three."""
     parser = argparse.ArgumentParser(description="Serving against the bare engine, in one run.")
-    parser.add_argument("models", nargs="*", choices=[*MODELS, []], default=list(MODELS))
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all of them if none is named")
     parser.add_argument("--pairs", type=int, default=20, help="groups of four blocks per model")
     asked = parser.parse_args(arguments)
     console, store = Console(stderr=True), Store(Settings().store)
     table = Table("model", "unit", "served", "bare", "served / bare [95 %]", "noise floor", "peak memory")
     found: dict[str, Any] = {"environment": record().id, "models": {}}
-    for name in asked.models:
+    for name in asked.models or MODELS:
         ask, block, unit = MODELS[name]
         package = store.find(name)
         with programs.serving(package.digest) as server, httpx2.Client(timeout=120, trust_env=False) as client:

@@ -17,7 +17,7 @@ from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.axon.prove_child import answer
 from mlos.engines import EncoderDecoder, open_model
-from mlos.errors import InvalidInputError, ParityError, RefusedError
+from mlos.errors import InvalidInputError, ParityError, PayloadTooLargeError, RefusedError
 from mlos.formats import verify
 from mlos.parity import GoldenRecord, compare_outputs, require, tolerance_named, vacuity
 
@@ -115,6 +115,11 @@ def test_wrong_tensors_are_named(engine: EncoderDecoder) -> None:
         engine.run(source_of(1, 3))
     with pytest.raises(InvalidInputError, match="no output 'loss'"):
         engine.run({**source_of(1, 3), "decoder_input_ids": np.zeros((1, 1), np.int64)}, ["loss"])
+    with pytest.raises(InvalidInputError, match="holds no token"):
+        engine.run({**source_of(1, 3), "decoder_input_ids": np.zeros((1, 0), np.int64)})
+    for rows, target in ((1, 513), (9, 512)):
+        with pytest.raises(PayloadTooLargeError, match="logits"):
+            engine.run({**source_of(rows, 3), "decoder_input_ids": np.zeros((rows, target), np.int64)})
     with pytest.raises(RefusedError, match="part by part"):
         EncoderDecoder.open(Path(), tiny_t5().artifact, 1)
 

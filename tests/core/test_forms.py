@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 
+from mlos.core.http.errors import MediaTypeError
 from mlos.core.http.forms import of_form, of_image
 from mlos.errors import InvalidInputError
 from mlos.model import InferenceRequest
@@ -44,7 +45,7 @@ def test_the_other_fields_are_words_or_json() -> None:
 
 
 def test_an_image_as_it_is_takes_its_fields_from_the_address() -> None:
-    asked = of_image(PICTURE, {"parameters": '{"top_k": 1}', "task": "image-classification"})
+    asked = of_image(PICTURE, QueryParams({"parameters": '{"top_k": 1}', "task": "image-classification"}))
     assert asked == InferenceRequest(image=PICTURE, task="image-classification", parameters={"top_k": 1})
 
 
@@ -64,6 +65,21 @@ def test_a_wrong_form_is_told_by_its_field(files: Any, fields: Any, field: str) 
     with pytest.raises(InvalidInputError) as caught:
         form(files, fields)
     assert caught.value.field == field
+
+
+def test_a_form_in_another_encoding_is_refused_before_it_is_decoded() -> None:
+    """Some of Python's codecs take minutes for a megabyte, and the server's loop would wait for them."""
+    kind = "multipart/form-data; boundary=x; charset=punycode"
+    body = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n' + b"a" * 10 + b"\r\n--x--\r\n"
+    with pytest.raises(MediaTypeError):
+        asyncio.run(of_form(Headers({"content-type": kind}), body))
+    plain = kind.replace("punycode", "UTF-8")
+    assert asyncio.run(of_form(Headers({"content-type": plain}), body)) == InferenceRequest(text="a" * 10)
+
+
+def test_a_field_that_stands_twice_in_an_address_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="stands 2 times"):
+        of_image(PICTURE, QueryParams([("task", "a"), ("task", "b")]))
 
 
 @pytest.mark.parametrize(

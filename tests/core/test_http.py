@@ -330,3 +330,10 @@ def test_health_live_ready_and_version(shared: Server) -> None:
     assert shared.get("/v2/health/ready").json == {"ready": True, "reason": None}
     assert shared.get("/health").json["ready"] is True
     assert shared.get("/version").json["name"] == "mlos"
+
+
+def test_an_error_is_short_however_long_what_it_quotes(shared: Server) -> None:
+    for request in ({"x" * 500_000: 1}, {"inputs": {"\u0001" * 100_000: [1]}}):
+        answer = shared.infer("double", request)
+        assert answer.status == 400
+        assert len(answer.body) < 40_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -136,3 +137,43 @@ def test_a_drain_lets_a_stream_finish(counter: Server) -> None:
         came += piece
     connection.close()
     assert b"event: answer" in came
+
+
+def test_what_a_client_sends_behind_a_stream_is_not_answered_inside_it(counter: Server) -> None:
+    connection = ask_raw(counter, {"prompt": "40", "stream": True, "parameters": {"pause": 0.02}})
+    connection.sendall(b"\xff\xfe garbage\r\n\r\n")
+    came = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            came += piece
+    connection.close()
+    assert b"HTTP/1.1" not in came
+    assert counter.infer("counter", {"prompt": "1"}).status == 200
+
+
+def test_a_stream_that_outlasts_the_drain_ends_with_an_error(start: Start, store: Store, home: Path) -> None:
+    install_counting(home)
+    packages.double(store, "counter", tasks=("counting",))
+    (home / "config.toml").write_text("drain_timeout = 1.0\n")
+    server = start("--request-timeout", "3600")
+    connection = ask_raw(server, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
+    assert server.stop() == 0
+    came = b""
+    while piece := connection.recv(65536):
+        came += piece
+    connection.close()
+    assert b"event: error" in came
+    assert not [line for line in server.lines() if "traceback" in line]
+
+
+def test_who_asks_and_never_reads_is_cut_off(counter: Server) -> None:
+    with socket.create_connection(("127.0.0.1", counter.port), timeout=30) as connection:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
+        answers = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(1 << 20):
+                answers += piece
+    assert answers.count(b"HTTP/1.1 200") < 50_000
+    assert counter.get("/health").status == 200

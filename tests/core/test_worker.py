@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.core import packages
 from tests.core.conftest import Start
 
+from mlos.accel import Job
+from mlos.core.worker import _complete
+from mlos.core.worker_protocol import Answer
+from mlos.errors import MlosError, PayloadTooLargeError
 from mlos.store import Store
 
 ENGINE = """
@@ -112,3 +117,24 @@ def test_a_package_with_a_task_nobody_knows_is_refused(start: Start, store: Stor
     answer = start().infer("double", {"inputs": {"x": [[1, 2, 3]]}})
     assert answer.status == 422
     assert "divination" in answer.error["message"]
+
+
+class Narrow:
+    """A channel through which nothing large passes, as no message over a gibibyte does through a real one."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+
+    def complete(self, job: Job, outcome: Any) -> None:
+        if not isinstance(outcome, MlosError):
+            raise ValueError("a message of 2 GiB is larger than the limit")
+        self.outcomes.append(outcome)
+
+
+def test_an_answer_that_cannot_cross_costs_its_request_alone() -> None:
+    channel = Narrow()
+    answer = Answer("tensors", b"{}", {})
+    _complete(channel, Job(1, None, 0.0, 0.0), answer)  # type: ignore[arg-type]  # it has what is used
+    (outcome,) = channel.outcomes
+    assert isinstance(outcome, PayloadTooLargeError)
+    assert "larger than the limit" in outcome.message

@@ -103,7 +103,7 @@ def test_pieces_put_together_are_the_text(vocabulary: Vocabulary) -> None:
 
 
 def test_control_tokens(vocabulary: Vocabulary) -> None:
-    assert dict(vocabulary.control) == {"<s>": 1, "</s>": 2}
+    assert dict(vocabulary.control) == {"<unk>": 0, "<s>": 1, "</s>": 2}
     assert (vocabulary.bos, vocabulary.eos) == ("<s>", "</s>")
     assert [vocabulary.piece(token) for token in (1, 2)] == [b"", b""]
     assert [token for token in range(32000) if vocabulary.ends(token)] == [2]

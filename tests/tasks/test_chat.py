@@ -143,7 +143,7 @@ def test_a_prompt_as_long_as_the_context_is_refused(tasks: Tasks, engine: Langua
     assert caught.value.expected == f"fewer than {engine.context_length} tokens"
 
 
-@pytest.mark.parametrize("text", ["</s>", "a <s> b", "<s><|user|>"])
+@pytest.mark.parametrize("text", ["</s>", "a <s> b", "<s><|user|>", "<unk>"])
 def test_a_person_does_not_speak_in_control_tokens(tasks: Tasks, text: str) -> None:
     for request, field in (
         (InferenceRequest(messages=[Message("user", "a"), Message("assistant", text)]), "messages[1].content"),
@@ -164,6 +164,8 @@ def test_a_person_does_not_speak_in_control_tokens(tasks: Tasks, text: str) -> N
         ({"messages": [Message("root", "a")]}, "messages[0].role"),
         ({"messages": [Message("user", "\ud800")]}, "messages"),
         ({"parameters": {"temperature": -1}}, "parameters.temperature"),
+        ({"parameters": {"temperature": 1e-38}}, "parameters.temperature"),
+        ({"parameters": {"repetition_penalty": 1e-40}}, "parameters.repetition_penalty"),
         ({"parameters": {"temperature": float("nan")}}, "parameters.temperature"),
         ({"parameters": {"top_p": 0}}, "parameters.top_p"),
         ({"parameters": {"max_tokens": True}}, "parameters.max_tokens"),

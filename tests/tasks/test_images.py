@@ -193,6 +193,16 @@ def test_an_image_that_grows_when_resized_is_refused() -> None:
     assert caught.value.hint == "send an image of more usual proportions"
 
 
+def test_a_jpeg_of_countless_scans_is_refused_before_they_are_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    assert encoder().encode([whole], "image")
+    scan = whole[whole.index(b"\xff\xda") : whole.index(b"\xff\xda") + 12]
+    with pytest.raises(InvalidInputError, match="scans"):
+        encoder().encode([whole[:-2] + scan * 300 + whole[-2:]], "image")
+
+
 def test_images_of_a_request() -> None:
     assert images_of(InferenceRequest(image=b"a"), TASK) == ("image", [b"a"])
     assert images_of(InferenceRequest(images=[b"a"]), TASK) == ("images", [b"a"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.tasks.conftest import WORDS, Package
 
-from mlos.errors import InvalidInputError, WorkerError
+from mlos.errors import InvalidInputError, PayloadTooLargeError, WorkerError
 from mlos.model import InferenceRequest
 from mlos.tasks import Limits
 from mlos.tasks.tensors import RawTensors
@@ -86,3 +86,19 @@ def test_nan_becomes_an_error_and_never_json(package: Package, task: RawTensors)
         task.postprocess(prepared, outputs)
     only_logits = task.preprocess(InferenceRequest(inputs=INPUTS, outputs=["logits"]))
     assert task.postprocess(only_logits, outputs)
+
+
+def test_negative_numbers_of_tokens_are_refused(task: RawTensors) -> None:
+    request = InferenceRequest(inputs=INPUTS | {"input_ids": [[2, -5, 3]]})
+    with pytest.raises(InvalidInputError, match="negative number -5") as caught:
+        task.preprocess(request)
+    assert caught.value.field == "inputs.input_ids"
+
+
+def test_more_numbers_than_can_be_answered_are_refused_before_they_are_computed(
+    task: RawTensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlos.tasks.tensors.MAX_VALUES", 60)
+    with pytest.raises(PayloadTooLargeError, match="numbers in logits"):
+        task.preprocess(InferenceRequest(inputs=INPUTS))
+    task.preprocess(InferenceRequest(inputs=INPUTS, outputs=["last_hidden_state"]))

@@ -83,6 +83,15 @@ def test_parts_make_the_text_and_a_prompt_is_a_text(task: Text2TextGeneration, e
         assert whole["finish_reason"] == "length"
 
 
+def test_a_text_whose_spaces_are_cleaned_up_is_told_once(made: TinyT5, engine: EncoderDecoder) -> None:
+    facts = made.manifest.preprocessing[Text2TextGeneration.name] | {"clean_up_tokenization_spaces": True}
+    manifest = made.manifest.model_copy(update={"preprocessing": {Text2TextGeneration.name: facts}})
+    listener = Listener()
+    task = Text2TextGeneration(made.folder, manifest, Limits())
+    whole = answer(task, engine, listener, text=TEXTS[0], parameters={"max_tokens": 8})
+    assert listener.parts == [whole["text"]]
+
+
 def test_a_beam_comes_in_one_part(task: Text2TextGeneration, engine: EncoderDecoder) -> None:
     listener = Listener()
     whole = answer(task, engine, listener, text="Yes.", parameters={"max_tokens": 5, "num_beams": 2})

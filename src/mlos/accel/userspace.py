@@ -22,6 +22,8 @@ from mlos.errors import DeadlineError, InvalidInputError, MlosError, NoRoomError
 
 _MOST_CREDITS = 1024
 _MOST_READ_AT_ONCE = 32
+_MOST_PARTS = 1 << 16
+"""Parts of one request that may wait to be taken: more than any model writes."""
 _END = object()
 
 
@@ -258,6 +260,8 @@ class UserspaceFront:
             raise ProtocolError(f"spoke of request {message.id}, which it has not claimed")
         if isinstance(message, Emit):
             if not ticket.ended:
+                if ticket.emitted.qsize() >= _MOST_PARTS:
+                    raise ProtocolError(f"emitted {_MOST_PARTS} parts of request {message.id} that nobody took")
                 ticket.emitted.put_nowait(message.body)
             return
         del self._claimed[message.id]

@@ -22,7 +22,7 @@ from mlos.axon.sources.selection import is_document
 from mlos.catalogue import Entry
 from mlos.console import Console
 from mlos.engines.llama_cpp import language_model
-from mlos.errors import RefusedError
+from mlos.errors import CorruptError, RefusedError
 from mlos.formats import Summary, Survey
 from mlos.formats.gguf import FILE_TYPES
 from mlos.model import Artifact, FileEntry, FileRole, Manifest, ModelFormat
@@ -37,6 +37,10 @@ _TEMPLATE = "tokenizer.chat_template"
 _TOKENIZER = re.compile(
     r"(?:tokenizer.*|vocab\..*|merges\.txt|special_tokens_map\.json|added_tokens\.json|.*\.model)"
 )
+
+
+_ENCODER_DECODERS = ("t5", "t5encoder")
+"""Architectures in GGUF that no engine here continues sequences with."""
 
 
 @dataclass(frozen=True)
@@ -164,16 +168,26 @@ def _vocabulary(summary: Summary) -> int | None:
     tokens = summary.metadata.get("tokenizer.ggml.tokens")
     architecture = summary.metadata.get("general.architecture")
     causal = summary.metadata.get(f"{architecture}.attention.causal", True)
-    if summary.format != "gguf" or tokens is None or not causal:
+    if summary.format != "gguf" or tokens is None or not causal or architecture in _ENCODER_DECODERS:
         return None
-    return len(tokens) if isinstance(tokens, list) else int(tokens["length"])
+    count = tokens.get("length") if isinstance(tokens, dict) else tokens
+    count = len(count) if isinstance(count, list) else count
+    if not isinstance(count, int) or isinstance(tokens, int):
+        raise CorruptError(
+            "the GGUF file's tokenizer.ggml.tokens is no list",
+            field="tokenizer.ggml.tokens",
+            expected="a list of texts",
+            got=type(tokens).__name__,
+        )
+    return count
 
 
 def _precision(summary: Summary) -> str:
     """What a GGUF file says it is; else the element type that most parameters have, by the name used here."""
     most = max(summary.element_types, key=lambda kind: (summary.element_types[kind], kind), default="FLOAT")
     if summary.format == "gguf":
-        return FILE_TYPES.get(summary.metadata.get("general.file_type", -1), most)
+        declared = summary.metadata.get("general.file_type")
+        return FILE_TYPES.get(declared, most) if isinstance(declared, int) else most
     return _PRECISIONS.get(most, most.lower())
 
 

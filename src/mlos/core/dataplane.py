@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
@@ -43,8 +43,10 @@ class Inference:
     """Those of a language model, by what they were: ``prompt``, ``completion``."""
 
 
-Part: TypeAlias = dict[str, Any]
-"""A part of an answer, as the model's task emits it: ``{"text": …}``."""
+class Part(msgspec.Struct, frozen=True):
+    """A part of an answer, as the model's task emits it."""
+
+    text: str
 
 
 @dataclass
@@ -104,12 +106,13 @@ class DataPlane:
             ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
             try:
                 async for part in ticket.parts():
-                    yield part
+                    yield self._part(replica, part)
                 outcome = await ticket.outcome
-            except (asyncio.CancelledError, GeneratorExit):
+            except BaseException:  # whatever it is: nobody waits any more
                 replica.channel.cancel(ticket)
                 raise
-            yield self._inference(replica, outcome)
+            inference = self._inference(replica, outcome)
+        yield inference  # counted already: who takes no more after it has not left
 
     @contextmanager
     def _counting(self) -> Iterator[_Counted]:
@@ -150,12 +153,20 @@ class DataPlane:
             )
         return replica
 
+    def _part(self, replica: Replica, part: Any) -> Part:
+        try:
+            return msgspec.convert(part, Part)
+        except msgspec.ValidationError as error:
+            raise WorkerError(f"the worker of {replica.package.name} emitted nonsense: {error}") from error
+
     def _inference(self, replica: Replica, outcome: Outcome) -> Inference:
         """What a worker answered, and what it took, counted."""
         try:
             answer = msgspec.convert(outcome.body, Answer)
         except msgspec.ValidationError as error:
             raise WorkerError(f"the worker of {replica.package.name} answered nonsense: {error}") from error
+        if b"\n" in answer.result:  # compact JSON has none, and in an event it would begin a line of its own
+            raise WorkerError(f"the worker of {replica.package.name} answered nonsense: a line break")
         spent = answer.timings_ms
         timings = {
             "queue": 1e3 * (outcome.sent - outcome.submitted),

@@ -93,5 +93,6 @@ def start(level: str) -> QueuedLog:
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and end are told by our own lines
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it quotes what strangers sent
     logging.captureWarnings(capture=True)
     return handler

@@ -141,6 +141,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             await _drain(plane, settings.drain_timeout)
+            await supervisor.close()  # what is still under way is answered 503 before its connection is cut
             server.should_exit = True
         await serving
     finally:

@@ -27,7 +27,7 @@ from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
 from mlos.core.worker_protocol import Answer, Orders, Report
 from mlos.engines import Engine, open_model
-from mlos.errors import DeadlineError, MlosError, NoRoomError, WorkerError
+from mlos.errors import DeadlineError, MlosError, NoRoomError, PayloadTooLargeError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
 from mlos.host.sandbox import Policy, confine
@@ -151,7 +151,20 @@ def serve(channel: WorkerChannel, model: Model) -> None:
     """Answer what the channel brings until the front hangs up."""
     while jobs := channel.claim():
         for job in jobs:
-            channel.complete(job, _outcome(model, job, channel))
+            _complete(channel, job, _outcome(model, job, channel))
+
+
+def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError) -> None:
+    """Answer a job; an answer that cannot cross, such as one that is too large, costs this request alone."""
+    try:
+        channel.complete(job, outcome)
+    except (TypeError, ValueError, OverflowError) as error:
+        channel.complete(
+            job,
+            PayloadTooLargeError(f"the answer cannot be handed back: {error}", hint="ask for less at a time"),
+        )
+    except (MemoryError, OSError) as error:
+        channel.complete(job, NoRoomError(f"no memory to hand the answer back: {error}"))
 
 
 def _outcome(model: Model, job: Job, channel: WorkerChannel) -> Answer | MlosError:

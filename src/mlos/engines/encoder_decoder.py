@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 
 from mlos.engines.engine import Engine
 from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.errors import RefusedError
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import Artifact, ModelFormat, Tensors
 
 DECODER_INPUT = "decoder_input_ids"
 LOGITS = "logits"
+MAX_VALUES = 1 << 25
+"""Most logits of one run, 128 MiB of them."""
+MAX_STEPS = 512
+"""Most steps of one run, which nobody can interrupt."""
 _CROSS, _PAST, _PRESENT = "cross.", "past.", "present."
 
 
@@ -86,9 +90,31 @@ class EncoderDecoder:
         check_outputs(self._artifact.outputs, wanted)
         if not wanted:
             return {}
+        self._check_size(inputs[DECODER_INPUT])
         decoding = self.begin({name: tensor for name, tensor in inputs.items() if name != DECODER_INPUT})
         columns = np.split(inputs[DECODER_INPUT], inputs[DECODER_INPUT].shape[1], axis=1)
         return {LOGITS: np.concatenate([self.step(decoding, column) for column in columns], axis=1)}
+
+    def _check_size(self, tokens: NDArray[Any]) -> None:
+        """Refuse what asks for no step, or for more than a request may take before it can be given up."""
+        rows, target = tokens.shape
+        vocabulary = next(spec.shape[-1] for spec in self._artifact.outputs if spec.name == LOGITS)
+        values = rows * target * (vocabulary if isinstance(vocabulary, int) else 1)
+        if target == 0:
+            raise InvalidInputError(
+                f"{DECODER_INPUT} holds no token",
+                field=f"inputs.{DECODER_INPUT}",
+                expected="at least one token a row",
+                got=str(list(tokens.shape)),
+            )
+        if values > MAX_VALUES or target > MAX_STEPS:
+            raise PayloadTooLargeError(
+                f"{rows} rows of {target} tokens ask for {values} logits in {target} steps",
+                field=f"inputs.{DECODER_INPUT}",
+                expected=f"at most {MAX_VALUES} logits and {MAX_STEPS} steps",
+                got=f"{values} logits, {target} steps",
+                hint="send fewer rows or fewer tokens at a time",
+            )
 
     def begin(self, inputs: Tensors, copies: int = 1) -> Decoding:
         """Encode a batch, and be ready to decode ``copies`` sequences of each of its rows, side by side."""

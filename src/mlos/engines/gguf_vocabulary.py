@@ -15,6 +15,8 @@ from mlos.errors import InvalidInputError, RefusedError
 from mlos.model import Artifact
 
 _TEMPLATE = "tokenizer.chat_template"
+_UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
+"""Of ``llama_token_attr``."""
 
 
 def vocabulary_of(folder: Path, artifact: Artifact) -> Vocabulary:
@@ -50,9 +52,19 @@ class GgufVocabulary:
             {
                 self._text(token): token
                 for token in range(self._model.size)
-                if api.llama_vocab_is_control(vocabulary, token)
+                if self._is_mark(api.llama_vocab_get_attr(vocabulary, token), self._text(token))
             }
         )
+
+    @staticmethod
+    def _is_mark(attributes: int, text: str) -> bool:
+        """Whether a token is no text but a mark, all of which the library reads where control tokens count.
+
+        User-defined tokens are ordinary text too (runs of spaces, HTML tags): only ``<|…|>`` among them are.
+        """
+        if attributes & (_CONTROL | _UNKNOWN):
+            return True
+        return bool(attributes & _USER_DEFINED) and text.startswith("<|") and text.endswith("|>")
 
     @property
     def bos(self) -> str:

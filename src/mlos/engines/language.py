@@ -13,7 +13,8 @@ from mlos.engines.engine import Engine
 class Sampling:
     """How the next token is chosen from the model's distribution.
 
-    With ``temperature`` 0 it is the likeliest (greedy) and nothing else counts but the penalties. ``top_k`` 0
+    With ``temperature`` 0 it is the likeliest (greedy) and nothing else counts but the penalties; else the
+    temperature comes first, and the others choose from the distribution that it makes. ``top_k`` 0
     and ``top_p`` 1 leave all tokens in; ``min_p`` drops those less likely than that share of the likeliest. A
     ``repetition_penalty`` of 1 and additive penalties of 0 change nothing. The same ``seed`` on the same host
     gives the same tokens; None draws one.

@@ -343,13 +343,14 @@ class _Sampler:
             chosen.append(api.llama_sampler_init_greedy())
         else:
             seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+            # As in the framework, the others choose from the distribution that the temperature has made.
+            chosen.append(api.llama_sampler_init_temp(sampling.temperature))
             if sampling.top_k:
                 chosen.append(api.llama_sampler_init_top_k(sampling.top_k))
             if sampling.top_p < 1:
                 chosen.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
             if sampling.min_p > 0:
                 chosen.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-            chosen.append(api.llama_sampler_init_temp(sampling.temperature))
             # The highest number of 32 bits asks the library for a seed of its own choice.
             chosen.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         for sampler in chosen:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.errors import InvalidInputError, MissingExtraError, RefusedError, UsageError, WorkerError
+from mlos.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NoRoomError,
+    RefusedError,
+    UsageError,
+    WorkerError,
+)
 from mlos.model import Artifact, ModelFormat, Tensors
 
 _FATAL = 4
@@ -102,6 +109,10 @@ class OnnxRuntimeEngine:
             if _KERNEL_REFUSED in str(error) and "allocat" not in reason:
                 raise InvalidInputError(
                     f"the model cannot take these tensors: {reason}", field="inputs"
+                ) from error
+            if "allocat" in reason:
+                raise NoRoomError(
+                    f"the request needs more memory than there is: {reason}", hint="send less at a time"
                 ) from error
             raise WorkerError(f"ONNX Runtime failed: {reason}") from error
         return dict(zip(wanted, answers, strict=True))

@@ -25,13 +25,16 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 KNOWN: Known = {
     "max_tokens": ("a whole number from 1", lambda value: is_whole(value, 1)),
-    "temperature": ("a number from 0 to 100; 0 takes the likeliest", lambda value: is_number(value, 0, 100)),
+    "temperature": (
+        "0, which takes the likeliest, or a number from 0.001 to 100",
+        lambda value: is_number(value, 0, 0) or is_number(value, 0.001, 100),
+    ),
     "top_k": ("a whole number from 0; 0 leaves all tokens in", lambda value: is_whole(value, 0, 1 << 20)),
     "top_p": ("a number above 0, at most 1", lambda value: is_number(value, 0, 1) and value > 0),
     "min_p": ("a number from 0 to 1", lambda value: is_number(value, 0, 1)),
     "repetition_penalty": (
-        "a number above 0, at most 10",
-        lambda value: is_number(value, 0, 10) and value > 0,
+        "a number from 0.01 to 10",
+        lambda value: is_number(value, 0.01, 10),
     ),
     "presence_penalty": ("a number from -2 to 2", lambda value: is_number(value, -2, 2)),
     "frequency_penalty": ("a number from -2 to 2", lambda value: is_number(value, -2, 2)),

@@ -234,6 +234,10 @@ def images_of(request: InferenceRequest, task: str) -> tuple[str, list[bytes]]:
     return kind, images
 
 
+_JPEG_SCAN, _MOST_SCANS = b"\xff\xda", 200
+"""The marker of a scan (ITU-T T.81, B.1.1.3), and how many an image may have: usual ones have up to ten."""
+
+
 def _open(content: bytes, field: str, max_pixels: int) -> Image.Image:
     """The image, its header read and nothing decoded.
 
@@ -255,6 +259,13 @@ def _open(content: bytes, field: str, max_pixels: int) -> Image.Image:
             got=f"{len(content)} bytes that begin with {content[:16]!r}" if content else "no bytes",
         ) from error
     _check_size(image.size, field, max_pixels)
+    if image.format == "JPEG" and (scans := content.count(_JPEG_SCAN)) > _MOST_SCANS:
+        raise InvalidInputError(
+            f"{field}: its pixels come in {scans} scans, each of which is decoded over the whole image",
+            field=field,
+            expected=f"at most {_MOST_SCANS} scans",
+            got=str(scans),
+        )
     if 0 in image.size:
         raise InvalidInputError(
             f"{field} has no pixels", field=field, expected="an image with pixels", got=str(image.size)

@@ -159,17 +159,20 @@ class Text2TextGeneration:
     def _greedy(self, step: Any, texts: int, plan: _Plan, stream: Stream) -> list[list[int]]:
         rows: list[list[int]] = [[] for _ in range(texts)]
         spoken, decoder = "", DecodeStream(skip_special_tokens=True)
+        # Cleaning up spaces changes what was said before: such a text is told at its end.
+        in_parts = plan.single and not self._encoder.options.get("clean_up_tokenization_spaces")
         for tokens in greedy(step, self._start, texts, self._ends, plan.max_tokens):
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if not row or row[-1] not in self._ends:
                     row.append(token)
-            if plan.single and (delta := decoder.step(self._encoder.tokenizer, rows[0][-1])):
+            if in_parts and (delta := decoder.step(self._encoder.tokenizer, rows[0][-1])):
                 spoken += delta
                 stream.emit({"text": delta})
         if plan.single:
-            # A character that never became whole is still to be told.
+            # What never became a whole character is still to be told, or everything.
             text = self._encoder.decode(rows[0], skip_special_tokens=True)
-            if rest := text.removeprefix(spoken):
+            assert text.startswith(spoken), "parts make the text"
+            if rest := text[len(spoken) :]:
                 stream.emit({"text": rest})
         return rows
 

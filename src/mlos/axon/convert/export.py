@@ -17,7 +17,8 @@ import onnxscript
 import torch
 
 from mlos.errors import MlosError
-from mlos.model import Artifact, TensorSpec
+from mlos.host.child import Emit
+from mlos.model import Artifact, FileRole, TensorSpec
 from mlos.model.tensors import dtype_name
 
 _TORCHSCRIPT_OPSET = 17
@@ -34,6 +35,17 @@ class Exported:
     exporter: str
     opset: int
     fallback: str | None
+
+    @property
+    def files(self) -> tuple[tuple[str, FileRole], ...]:
+        """The graph and its weights, each with its role."""
+        assert self.artifact.path is not None  # it was just written
+        return (self.artifact.path, "graph"), (weights_beside(self.artifact.path), "weights")
+
+    def tell(self, emit: Emit) -> None:
+        """Warn where the first exporter failed."""
+        if self.fallback:
+            emit({"warning": f"exported with TorchScript; the newer exporter failed: {self.fallback}"})
 
     @property
     def tools(self) -> dict[str, str]:

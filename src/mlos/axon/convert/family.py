@@ -26,6 +26,7 @@ from mlos.parity import Case, GoldenRecord
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How anything of a repository is loaded: from its folder alone, and running none of its code."""
 _T = TypeVar("_T")
+_UNLIMITED = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,27 @@ def load_tokenizer(source: Path) -> transformers.PreTrainedTokenizerFast:
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         raise RefusedError("the repository's tokenizer has no tokenizer.json form", field="tokenizer")
     return tokenizer
+
+
+def most_tokens(tokenizer: transformers.PreTrainedTokenizerFast, config: Any) -> int:
+    """How many tokens a text may have: the least of what the tokenizer and the model's positions say.
+
+    Raises:
+        RefusedError: if neither says; a tokenizer that does not says 10 to the power of 30.
+    """
+    limits = [
+        tokenizer.model_max_length,
+        *(getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")),
+    ]
+    said = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _UNLIMITED]
+    if not said:
+        raise RefusedError(
+            "the repository does not say how long a text may be",
+            field="model_max_length",
+            expected="a number of tokens",
+            got=str(tokenizer.model_max_length),
+        )
+    return min(said)
 
 
 def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast, path: Path) -> None:

@@ -9,9 +9,12 @@ import importlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 from mlos.axon.llama_cpp_source import converter_folder
 from mlos.engines.llama_cpp_library import hearing, library, reason
@@ -54,13 +57,32 @@ def write_gguf(source: Path, target: Path, precision: str, name: str) -> None:
             shown.symlink_to(source.absolute())
             options = ("--outtype", WRITTEN[precision], "--outfile", str(target), "--model-name", name)
             sys.argv = ["convert_hf_to_gguf.py", *options, str(shown)]
-            command.main()
+            with _no_remote_code():
+                command.main()
     except (NotImplementedError, ValueError, LookupError, AssertionError, OSError, SystemExit) as error:
         # How the converter says that it does not know something.
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RefusedError(f"llama.cpp's converter refuses the repository: {words}") from error
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _no_remote_code() -> Iterator[None]:
+    """Let the converter, which trusts the code of repositories, load none of it."""
+    kinds = (transformers.AutoConfig, transformers.AutoTokenizer, transformers.AutoProcessor)
+    loaders = {kind: kind.from_pretrained for kind in kinds}
+
+    def safely(load: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **options: load(*arguments, **{**options, "trust_remote_code": False})
+
+    try:
+        for kind, load in loaders.items():
+            setattr(kind, "from_pretrained", safely(load))  # noqa: B010  (mypy forbids it written plainly)
+        yield
+    finally:
+        for kind, load in loaders.items():
+            setattr(kind, "from_pretrained", load)  # noqa: B010  (likewise)
 
 
 def quantize(source: Path, target: Path, precision: str, expect: Advance, advance: Advance) -> None:

@@ -13,22 +13,32 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from mlos.axon.convert.export import Axes, Exported, export, weights_beside
+from mlos.axon.convert.export import Axes, Exported, export
 from mlos.axon.convert.family import (
     Family,
     Made,
     choose_tasks,
     load_model,
     load_tokenizer,
+    most_tokens,
     save_tokenizer,
 )
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
-from mlos.model import Artifact, FileRole, InferenceRequest, TensorSpec
+from mlos.model import Artifact, InferenceRequest, TensorSpec
 from mlos.parity import Case
 
 TASK = "text2text-generation"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+_UNKNOWN_RULES: dict[str, Any] = {
+    **dict.fromkeys(
+        ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
+    ),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "bad_words_ids")),
+    **dict.fromkeys(("begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty")),
+}
+"""Rules of generation that our search does not know, each with the value that means nothing."""
 _BATCH, _SOURCE, _TARGET, _PAST = 2, 7, 3, 5
 """Lengths of the exporter's example, all different, none of them 1."""
 
@@ -51,8 +61,7 @@ class Seq2Seq(Family):
         self.model, self.tokenizer, self._source = model, tokenizer, source
         self.tasks = choose_tasks(type(model).__name__, [TASK], tasks)
         self._start, self._ends = _markers(model)
-        positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self._max_length = min(tokenizer.model_max_length, positions)
+        self._max_length = most_tokens(tokenizer, model.config)
 
     @classmethod
     def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
@@ -106,15 +115,14 @@ class Seq2Seq(Family):
             DECODER,
         )
         for exported in (encoder, decoder):
-            if exported.fallback:
-                emit({"warning": f"exported with TorchScript; the newer exporter failed: {exported.fallback}"})
+            exported.tell(emit)
         save_tokenizer(self.tokenizer, output / "tokenizer.json")
         shutil.copyfile(self._source / "config.json", output / "config.json")
         return Made(
             artifact=_whole(encoder, decoder),
             files=(
-                *_files(ENCODER),
-                *_files(DECODER),
+                *encoder.files,
+                *decoder.files,
                 ("tokenizer.json", "tokenizer"),
                 ("config.json", "config"),
             ),
@@ -135,16 +143,24 @@ class Seq2Seq(Family):
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's own generation, and its logits along its greedy answer."""
-        texts = [request.text] if request.text is not None else request.texts
+        single = request.text if request.text is not None else request.prompt
+        texts = [single] if single is not None else request.texts
         if not texts:
             raise InvalidInputError(f"golden request {name} has no text", field=name, expected="text or texts")
         self.require_task(name, request.task or TASK)
+        options = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **request.parameters}
+        most = options.pop("max_tokens", None)
+        if not isinstance(most, int):
+            raise InvalidInputError(
+                f"golden request {name} must have the parameter max_tokens",
+                field=name,
+                expected="max_tokens",
+                got=", ".join(request.parameters) or "none",
+            )
         encoded = self.tokenizer(
             texts, padding="longest", truncation=True, max_length=self._max_length, return_tensors="pt"
         )
         source = {tensor: encoded[tensor] for tensor in ("input_ids", "attention_mask")}
-        options = dict(request.parameters)
-        most = options.pop("max_tokens")
         model: Any = self.model  # whose generate() is typed for other uses
         greedy = model.generate(**source, max_new_tokens=most, do_sample=False, num_beams=1)
         forced = greedy[:, :-1] if greedy.shape[1] > 1 else greedy
@@ -161,7 +177,7 @@ class Seq2Seq(Family):
             inputs={tensor: value.numpy() for tensor, value in source.items()}
             | {"decoder_input_ids": forced.numpy()},
             outputs={"logits": logits.numpy()},
-            result=results[0] if request.text is not None else results,
+            result=results[0] if single is not None else results,
         )
 
     def _result(self, tokens: list[int], prompt: int) -> dict[str, Any]:
@@ -261,10 +277,6 @@ def _whole(encoder: Exported, decoder: Exported) -> Artifact:
     )
 
 
-def _files(graph: str) -> tuple[tuple[str, FileRole], ...]:
-    return (graph, "graph"), (weights_beside(graph), "weights")
-
-
 def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
     """The token that an answer begins with, and those that end it."""
     settings = model.generation_config
@@ -275,4 +287,12 @@ def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
             "the repository does not say how an answer begins and ends",
             field="decoder_start_token_id, eos_token_id",
         )
+    for name, idle in _UNKNOWN_RULES.items():
+        if (value := getattr(settings, name, None)) not in (None, idle):
+            raise RefusedError(
+                f"the repository generates with {name} = {value!r}, which is not done here yet",
+                field=name,
+                expected=repr(idle),
+                got=repr(value),
+            )
     return int(start), ends

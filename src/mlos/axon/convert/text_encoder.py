@@ -13,13 +13,14 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mlos.axon.convert.embedding import EmbeddingRecipe
-from mlos.axon.convert.export import export, weights_beside
+from mlos.axon.convert.export import export
 from mlos.axon.convert.family import (
     Family,
     Made,
     choose_tasks,
     load_model,
     load_tokenizer,
+    most_tokens,
     read_config,
     save_tokenizer,
 )
@@ -64,11 +65,8 @@ class TextEncoder(Family):
         self.inputs = tuple(name for name in tokenizer.model_input_names if name in taken)
         self.outputs = ("logits", "last_hidden_state") if masked else ("last_hidden_state",)
         self._embedding = EmbeddingRecipe.read(source)
-        positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self._max_length = {
-            "fill-mask": min(tokenizer.model_max_length, positions),
-            "embeddings": min(self._embedding.max_length or tokenizer.model_max_length, positions),
-        }
+        most = most_tokens(tokenizer, model.config)
+        self._max_length = {"fill-mask": most, "embeddings": min(self._embedding.max_length or most, most)}
         self._pipeline = (
             transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu")
             if "fill-mask" in self.tasks
@@ -103,19 +101,12 @@ class TextEncoder(Family):
             dict.fromkeys((*self.inputs, *self.outputs), _AXES),
             output,
         )
-        if exported.fallback:
-            emit({"warning": f"exported with TorchScript; the newer exporter failed: {exported.fallback}"})
+        exported.tell(emit)
         save_tokenizer(self.tokenizer, output / "tokenizer.json")
         shutil.copyfile(self._source / "config.json", output / "config.json")
-        assert exported.artifact.path is not None  # it was just written
         return Made(
             artifact=exported.artifact,
-            files=(
-                (exported.artifact.path, "graph"),
-                (weights_beside(exported.artifact.path), "weights"),
-                ("tokenizer.json", "tokenizer"),
-                ("config.json", "config"),
-            ),
+            files=(*exported.files, ("tokenizer.json", "tokenizer"), ("config.json", "config")),
             tools=exported.tools,
         )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from mlos.axon.convert.export import export, weights_beside
+from mlos.axon.convert.export import export
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model
 from mlos.axon.convert.image_processor import steps_of
 from mlos.errors import InvalidInputError, RefusedError
@@ -79,18 +79,12 @@ class Vision(Family):
             {INPUT: _AXES, _OUTPUT: _AXES},
             output,
         )
-        if exported.fallback:
-            emit({"warning": f"exported with TorchScript; the newer exporter failed: {exported.fallback}"})
+        exported.tell(emit)
         for name in _CONFIGS:
             shutil.copyfile(self._source / name, output / name)
-        assert exported.artifact.path is not None  # it was just written
         return Made(
             artifact=exported.artifact,
-            files=(
-                (exported.artifact.path, "graph"),
-                (weights_beside(exported.artifact.path), "weights"),
-                *((name, "config") for name in _CONFIGS),
-            ),
+            files=(*exported.files, *((name, "config") for name in _CONFIGS)),
             tools=exported.tools,
         )
 

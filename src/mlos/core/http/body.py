@@ -22,7 +22,9 @@ _EXAMPLE = '{"text": "..."}'
 _WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>[^`]+)`(?: - at `\$\.?(?P<field>.*)`)?")
 _NOT_BASE64 = re.compile(r"Invalid base64 encoded string(?: - at `\$\.?(?P<field>.*)`)")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+_UNKNOWN = re.compile(
+    r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$\.?(?P<place>[^`]*)`)?$", re.DOTALL
+)
 _LINGER_SECONDS = 2.0
 _LINGER_LIMITS = 4
 _AT_BYTE = re.compile(r"\(byte (\d+)\)")
@@ -128,6 +130,18 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         ) from error
 
 
+def convert(value: Any, kind: type[T]) -> T:
+    """Decoded JSON as a ``kind``.
+
+    Raises:
+        InvalidInputError: it is of another structure (names the field).
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _not_a_request(str(error), kind) from error
+
+
 def _too_large(got: str, limit: int) -> PayloadTooLargeError:
     return PayloadTooLargeError(
         f"the request's body is larger than the limit of {limit} bytes",
@@ -154,7 +168,11 @@ def _not_a_request(text: str, kind: Any) -> InvalidInputError:
             f"{field}: expected {expected}, got {got}", field=field, expected=expected, got=got
         )
     if found := _UNKNOWN.match(text):
-        name = found["field"]
+        name, place = found["field"], found["place"]
+        if place:
+            return InvalidInputError(
+                f"unknown field {name!r} in {place}", field=f"{place}.{name}", got=repr(name)
+            )
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
         return InvalidInputError(f"unknown field {name!r}", field=name, expected=known, got=repr(name))
     if found := _MISSING.match(text):

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from mlos.errors import MlosError, PayloadTooLargeError, UnavailableError, UsageError
 
 JSON = "application/json"
-_LONGEST = 300
+_LONGEST = {"message": 2000, "field": 300, "expected": 2000, "got": 300}
+"""Most characters of what may quote a request."""
 
 
 class MethodError(UsageError):
@@ -54,7 +55,7 @@ class AddressError(UsageError):
 def error_body(error: MlosError, request_id: str | None) -> bytes:
     """The error as JSON; what came from the request is cut short in it."""
     told: dict[str, Any] = {
-        key: value[:_LONGEST] + "…" if key == "got" and value and len(value) > _LONGEST else value
+        key: value[: _LONGEST[key]] + "…" if key in _LONGEST and value and len(value) > _LONGEST[key] else value
         for key, value in error.as_dict().items()
     }
     return msgspec.json.encode({"error": {**told, "request_id": request_id}})

@@ -26,22 +26,26 @@ def event(data: Any, name: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """The events of a generator, as they come. A client that leaves, or takes nothing for long, closes it.
+    """The events of a generator, as they come. A client that leaves, or takes nothing for long, ends it.
 
+    ``source`` is what the events are made of; it is closed in any case, even if no event was ever asked for.
     ``silence`` is how many seconds a client may leave an event untaken.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, silence: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None], *, silence: float
+    ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._silence = events, silence
+        self._events, self._source, self._silence = events, source, silence
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them all."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with contextlib.aclosing(self._events):
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        async with contextlib.aclosing(self._source), contextlib.aclosing(self._events):
+            await send(start)
             with contextlib.suppress(ClientDisconnect, TimeoutError):
                 await unless_left(receive, self._send_all(send))
 

@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, get_type_hints
 
 import msgspec
-from starlette.datastructures import FormData, Headers, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from mlos.core.http.errors import MediaTypeError
 from mlos.errors import InvalidInputError
 from mlos.model import InferenceRequest
 
@@ -37,13 +39,13 @@ async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-def of_image(body: bytes, query: Mapping[str, str]) -> InferenceRequest:
+def of_image(body: bytes, query: QueryParams) -> InferenceRequest:
     """The request whose body is one image file; its other fields stand in the address, as in a form.
 
     Raises:
         InvalidInputError: if one of them is unknown or no value for it.
     """
-    return _request({name: [value] for name, value in query.items()}, [body])
+    return _request({name: query.getlist(name) for name in query}, [body])
 
 
 async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
@@ -54,10 +56,17 @@ async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
 
     Raises:
         InvalidInputError: if the body is no form, or a field is unknown or no value for it.
+        MediaTypeError: if its text is said to be in another encoding than UTF-8.
     """
+    _, options = parse_options_header(headers.get("content-type", ""))
+    charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):  # the parser would decode by whatever codec is named
+        raise MediaTypeError(
+            "the text of a form is read as UTF-8", field="Content-Type", expected="utf-8", got=charset[:100]
+        )
     try:
         form = await _Parser(headers, body).parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, KeyError, UnicodeError) as error:
         reason = error.message if isinstance(error, MultiPartException) else f"{type(error).__name__}: {error}"
         raise InvalidInputError(
             f"the body is not a form: {reason}", field="body", expected="multipart/form-data", got=reason

@@ -7,7 +7,6 @@ its name, never ignored.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from mlos.core.dataplane import CLIENT_LEFT, DataPlane, Inference, Part
 from mlos.core.http import body
 from mlos.core.http.errors import JSON, headers_of
 from mlos.core.http.events import EventStream, event, unless_left
-from mlos.errors import InvalidInputError, MlosError
+from mlos.errors import InvalidInputError, MlosError, WorkerError
 from mlos.model import InferenceRequest, Message
 
 
@@ -67,11 +66,20 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     repetition_penalty: float | None = None
 
 
-_DECODER = msgspec.json.Decoder(ChatRequest)
+class _Written(msgspec.Struct):
+    """What a language model's task answers with, as far as this protocol tells it."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+_ANYTHING = msgspec.json.Decoder()
 _PARAMETERS = (
     *("top_p", "presence_penalty", "frequency_penalty", "seed", "stop"),
     *("top_k", "min_p", "repetition_penalty"),
 )
+_LONGEST = 2000
+"""Most characters of an error's text, which may quote the request."""
 _TEMPERATURE = 1.0
 """What the protocol says where a request does not."""
 
@@ -103,7 +111,7 @@ class OpenAI:
             silence=self._silence,
             deadline=asyncio.get_running_loop().time() + self._plane.timeout,
         )
-        asked = body.decode(_DECODER, data)
+        asked = body.convert(_without_nulls(body.decode(_ANYTHING, data)), ChatRequest)
         inference_request = _inference_request(asked)
         arrived: float = request.state.arrived
         head = {
@@ -115,11 +123,18 @@ class OpenAI:
             answering = self._plane.stream(asked.model, inference_request, arrived)
             first = await unless_left(request.receive, anext(answering))
             usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return EventStream(_chunks(head, first, answering, usage=usage), silence=self._silence)
+            return EventStream(_chunks(head, first, answering, usage=usage), answering, silence=self._silence)
         inference = await unless_left(
             request.receive, self._plane.infer(asked.model, inference_request, arrived)
         )
         return Response(msgspec.json.encode(_completion(head, inference)), 200, None, JSON)
+
+
+def _without_nulls(asked: Any) -> Any:
+    """The request without fields that are null, which clients send for absent ones."""
+    if isinstance(asked, dict):
+        return {name: _without_nulls(value) for name, value in asked.items() if value is not None}
+    return [_without_nulls(each) for each in asked] if isinstance(asked, list) else asked
 
 
 def _inference_request(asked: ChatRequest) -> InferenceRequest:
@@ -143,12 +158,12 @@ def _text(content: str | list[TextPart]) -> str:
 
 
 def _completion(head: dict[str, Any], inference: Inference) -> dict[str, Any]:
-    result = msgspec.json.decode(inference.result)
+    written = _written(inference)
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": result["text"], "refusal": None},
+        "message": {"role": "assistant", "content": written.text, "refusal": None},
         "logprobs": None,
-        "finish_reason": result["finish_reason"],
+        "finish_reason": written.finish_reason,
     }
     return {
         **head,
@@ -173,19 +188,25 @@ async def _chunks(
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return event({**head, "choices": [choice]} | ({"usage": None} if usage else {}))
 
-    async with contextlib.aclosing(rest):
-        try:
-            yield chunk({"role": "assistant", "content": ""})
-            item = first
-            while not isinstance(item, Inference):
-                yield chunk({"content": item["text"]})
-                item = await anext(rest)
-            yield chunk({}, msgspec.json.decode(item.result)["finish_reason"])
-            if usage:
-                yield event({**head, "choices": [], "usage": _usage(item)})
-            yield event(b"[DONE]")
-        except MlosError as error:
-            yield event(_error(error))
+    try:
+        yield chunk({"role": "assistant", "content": ""})
+        item = first
+        while not isinstance(item, Inference):
+            yield chunk({"content": item.text})
+            item = await anext(rest)
+        yield chunk({}, _written(item).finish_reason)
+        if usage:
+            yield event({**head, "choices": [], "usage": _usage(item)})
+        yield event(b"[DONE]")
+    except MlosError as error:
+        yield event(_error(error))
+
+
+def _written(inference: Inference) -> _Written:
+    try:
+        return msgspec.json.decode(inference.result, type=_Written)
+    except msgspec.DecodeError as error:
+        raise WorkerError(f"the worker of {inference.model} answered nonsense: {error}") from error
 
 
 def _usage(inference: Inference) -> dict[str, int]:
@@ -199,5 +220,18 @@ def _usage(inference: Inference) -> dict[str, int]:
 
 def _error(error: MlosError) -> dict[str, Any]:
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
-    message = f"{error.message} (try: {error.hint})" if error.hint else error.message
-    return {"error": {"message": message, "type": kind, "param": error.field, "code": error.code}}
+    message = error.message
+    if error.expected and error.expected not in message:
+        message += f": expected {error.expected}"
+    if error.hint:
+        message += f" (try: {error.hint})"
+    # What V1 calls a parameter is a field of its own here.
+    field = error.field.removeprefix("parameters.") if error.field else None
+    return {
+        "error": {
+            "message": message[:_LONGEST],
+            "type": kind,
+            "param": field[:_LONGEST] if field else None,
+            "code": error.code,
+        }
+    }

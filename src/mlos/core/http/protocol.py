@@ -11,7 +11,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mlos.core.http.errors import HeadTooLargeError, SlowRequestError, error_body
 from mlos.errors import MlosError, UsageError
@@ -20,6 +20,8 @@ HEAD_LIMIT = 64 << 10
 HEAD_SECONDS = 10.0
 LINGER_LIMIT = 64 << 20
 LINGER_SECONDS = 5.0
+MOST_PIPELINED = 64
+"""Requests of one connection that may wait behind the one being answered."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -63,6 +65,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start on the request, unless its head is over the limit."""
         self._wait_at_most(None)
+        if len(self.pipeline) >= MOST_PIPELINED:  # who sends so many without reading gets no more answers
+            self.transport.close()
+        if self.transport.is_closing():
+            return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > HEAD_LIMIT:
             self._refuse(_head_too_large())
@@ -102,6 +108,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: MlosError) -> None:
         if self.transport.is_closing():
+            return
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self.transport.close()  # an answer is under way, into which another must not be written
             return
         body = error_body(error, None)
         phrase = HTTPStatus(error.http_status).phrase

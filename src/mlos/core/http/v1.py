@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -54,7 +53,7 @@ class V1:
             if asked.stream:
                 answering = self._plane.stream(name, asked, arrived)
                 first = await unless_left(request.receive, anext(answering))
-                return EventStream(_events(first, answering, request_id), silence=self._silence)
+                return EventStream(_events(first, answering, request_id), answering, silence=self._silence)
             inference = await unless_left(request.receive, self._plane.infer(name, asked, arrived))
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT)
@@ -77,13 +76,12 @@ async def _events(
     first: Part | Inference, rest: AsyncGenerator[Part | Inference, None], request_id: str
 ) -> AsyncGenerator[bytes, None]:
     """Each part as an event ``part``, and the whole answer as the event ``answer``; an ``error`` ends them."""
-    async with contextlib.aclosing(rest):
-        try:
-            yield _event(first, request_id)
-            async for item in rest:
-                yield _event(item, request_id)
-        except MlosError as error:
-            yield event(error_body(error, request_id), "error")
+    try:
+        yield _event(first, request_id)
+        async for item in rest:
+            yield _event(item, request_id)
+    except MlosError as error:
+        yield event(error_body(error, request_id), "error")
 
 
 def _event(item: Part | Inference, request_id: str) -> bytes:
