@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlos.engines import engine_for
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
-from mlos.errors import InvalidInputError, NoRoomError, RefusedError, UsageError, WorkerError
+from mlos.errors import InvalidInputError, NoRoomError, RefusedError, UsageError
 from mlos.model import Artifact, TensorSpec
 
 RANDOM = np.random.default_rng(0)
