@@ -4,7 +4,7 @@ BIN := .venv/bin
 export MLOS_RESULTS ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup e2e-test test test-slow soak lint types lock clean
+.PHONY: help setup e2e-test test coverage test-slow soak lint types lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ e2e-test: setup ## Package, serve and validate the default models; write the das
 	$(BIN)/mlos validate --set $(or $(SET),default) --tier $(or $(TIER),smoke) --results $(MLOS_RESULTS)
 
 test: setup lint types ## Lint, types and the tests
+	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15
+
+coverage: setup ## The tests again, and how much of the code they run, child processes included (takes twice as long)
 	@rm -rf .cache/coverage && mkdir -p .cache/coverage
 	$(BIN)/coverage run -m pytest -m "not slow and not soak"
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
