@@ -17,6 +17,7 @@ from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.axon.prove_child import answer
 from mlos.engines import EncoderDecoder, open_model
+from mlos.engines.encoder_decoder import Decoding
 from mlos.errors import InvalidInputError, ParityError, PayloadTooLargeError, RefusedError
 from mlos.formats import verify
 from mlos.parity import GoldenRecord, compare_outputs, require, tolerance_named, vacuity
@@ -136,7 +137,7 @@ def weights(proto: onnx.ModelProto, words: str) -> list[onnx.TensorProto]:
 
 
 def flip(proto: onnx.ModelProto) -> None:
-    """The highest bit of the exponent of the head's first weight."""
+    """The highest bit of the exponent of the head's first weights."""
     tensor = max(proto.graph.initializer, key=lambda each: len(each.raw_data))
     values = numpy_helper.to_array(tensor).copy()
     values.reshape(-1).view(np.uint32)[:64] ^= 1 << 30
@@ -166,6 +167,16 @@ def test_a_damaged_graph_fails_the_gate(
     manifest = made.manifest.model_copy(update={"golden": "golden"})
     with pytest.raises(ParityError):
         answer(tmp_path / "made", manifest, WIDE, 1, lambda _: None)
+
+
+@pytest.mark.parametrize("order", [lambda rows: np.arange(len(rows)), lambda rows: rows[::-1].copy()])
+def test_beams_that_go_on_with_another_ones_past_fail_the_gate(
+    made: TinyT5, monkeypatch: pytest.MonkeyPatch, order: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+) -> None:
+    select = Decoding.select
+    monkeypatch.setattr(Decoding, "select", lambda decoding, rows: select(decoding, order(rows)))
+    with pytest.raises(ParityError, match="wrong result: case 'beams'"):
+        answer(made.folder, made.manifest.model_copy(update={"golden": "golden"}), WIDE, 1, lambda _: None)
 
 
 def test_a_wrong_tokenizer_fails_the_gate(made: TinyT5, tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from mlos.model import Tensors
+from mlos.parity.positions import FORCED
 from mlos.parity.record import Case
 from mlos.parity.tolerance import Tolerance
 
 INPUT_TOLERANCE = 1e-5
 """How far a preprocessed fraction may stand from the framework's, in its own unit."""
-FORCED = "decoder_input_ids"
-"""The framework's own answer, which the record puts in so that every step's logits can be compared."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from mlos.parity.record import Case
 
 MASK = "attention_mask"
+FORCED = "decoder_input_ids"
+"""The framework's own answer, which the record puts in so that every step's logits can be compared."""
 DECISIONS = "logits"
 """The output whose last axis is decided over by an argmax."""
 
@@ -18,9 +20,9 @@ def valid_positions(case: Case, output: NDArray[Any]) -> NDArray[np.bool_]:
     """Where ``output`` means something: shape ``output.shape[:-1]``, false at padding.
 
     An output of shape (batch, length, features) is masked by an ``attention_mask`` of shape (batch, length);
-    every other output means something everywhere.
+    every other output means something everywhere. An encoder-decoder's mask is its source's, not its answer's.
     """
     mask = case.inputs.get(MASK)
-    if mask is not None and output.ndim == 3 and output.shape[:2] == mask.shape:
+    if mask is not None and FORCED not in case.inputs and output.ndim == 3 and output.shape[:2] == mask.shape:
         return mask.astype(np.bool_)
     return np.ones(output.shape[:-1], dtype=np.bool_)
