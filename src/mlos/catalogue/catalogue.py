@@ -53,9 +53,9 @@ class Catalogue:
 
     @classmethod
     def load(cls, folder: Path) -> Catalogue:
-        """Read a catalogue's folder: ``models/*.toml``, ``configs/*.json``, ``images/*`` and ``defaults.toml``.
+        """Read a catalogue's folder: ``models/*.toml``, ``configs/*.json``, media and ``defaults.toml``.
 
-        A golden request names an image by its file in ``images/``.
+        A golden request names an image by its file in ``images/``, a sound by its file in ``audio/``.
 
         Raises:
             MlosError: naming the file, and the place in it, of the first thing that is wrong.
@@ -63,7 +63,7 @@ class Catalogue:
         entries: dict[str, Entry] = {}
         owners: dict[str, str] = {}
         for path in sorted((folder / "models").glob("*.toml")):
-            entry = _checked(Entry, _with_images(_toml(path), folder, path), path)
+            entry = _checked(Entry, _with_media(_toml(path), folder, path), path)
             if entry.name != path.stem:
                 raise _wrong(path, "name", f"the file's name, '{path.stem}'", repr(entry.name))
             tiny = [entry.tiny_reference] if entry.tiny_reference else []
@@ -83,7 +83,7 @@ class Catalogue:
             entries[entry.name] = entry
         path = folder / "defaults.toml"
         defaults = {
-            task: _checked(TaskDefaults, _with_images(data, folder, path), path, task)
+            task: _checked(TaskDefaults, _with_media(data, folder, path), path, task)
             for task, data in _toml(path).items()
         }
         return cls(MappingProxyType(entries), MappingProxyType(defaults), folder)
@@ -151,21 +151,22 @@ def _toml(path: Path) -> dict[str, Any]:
         raise MlosError(f"catalogue file {path.name} cannot be read: {error}") from error
 
 
-def _with_images(data: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
-    """``data`` of a catalogue file with its golden requests' images in place of the names of their files."""
+def _with_media(data: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
+    """``data`` of a catalogue file with images and sounds in place of the names of their files in golden requests."""
 
-    def content(name: Any) -> bytes:
+    def content(kind: str, name: Any) -> bytes:
         try:
-            return (folder / "images" / Path(str(name)).name).read_bytes()
+            return (folder / kind / Path(str(name)).name).read_bytes()
         except OSError as error:
-            raise _wrong(path, "golden", "a file in images/", repr(name)) from error
+            raise _wrong(path, "golden", f"a file in {kind}/", repr(name)) from error
 
     for case in data.get("golden", ()):
         request = case.get("request", {})
-        if "image" in request:
-            request["image"] = content(request["image"])
-        if "images" in request:
-            request["images"] = [content(name) for name in request["images"]]
+        for one, several, kind in (("image", "images", "images"), ("audio", "audios", "audio")):
+            if one in request:
+                request[one] = content(kind, request[one])
+            if several in request:
+                request[several] = [content(kind, name) for name in request[several]]
     return data
 
 

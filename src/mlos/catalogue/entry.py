@@ -161,6 +161,8 @@ class Entry(_Frozen):
     family: str
     tasks: tuple[str, ...] = Field(min_length=1)
     """What it does; where a request does not say, the first that fits."""
+    sets: tuple[str, ...] = ()
+    """Sets that it is validated with, beside ``all``; ``default`` is what a run without names validates."""
     licence: str
     architecture: str
     """Class of transformers that the published configuration names."""

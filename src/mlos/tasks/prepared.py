@@ -14,8 +14,17 @@ from mlos.errors import InvalidInputError, PayloadTooLargeError, WorkerError
 from mlos.model import InferenceRequest, Tensors
 from mlos.settings import Settings
 
-Subject: TypeAlias = Literal["text", "texts", "prompt", "messages", "image", "images", "inputs"]
-SUBJECTS: tuple[Subject, ...] = get_args(Subject)
+Field: TypeAlias = Literal[
+    "text", "texts", "prompt", "messages", "image", "images", "audio", "audios", "inputs"
+]
+SUBJECTS: tuple[Field, ...] = get_args(Field)
+"""The fields of a request that hold what is asked about."""
+Subject: TypeAlias = Field | Literal["image, texts", "images, texts"]
+"""Which of them a request has: one, or images with the texts to tell them apart by."""
+_TOGETHER: Mapping[frozenset[str], Subject] = {
+    frozenset({"image", "texts"}): "image, texts",
+    frozenset({"images", "texts"}): "images, texts",
+}
 
 
 Known: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
@@ -45,26 +54,28 @@ def subject(request: InferenceRequest) -> Subject:
     """Which of the fields that hold what is asked about the request has.
 
     Raises:
-        InvalidInputError: if it has none or several, or ``outputs`` without ``inputs``.
+        InvalidInputError: if it has none, or several that do not go together, or ``outputs`` without
+            ``inputs``.
     """
     held = [name for name in SUBJECTS if getattr(request, name) is not None]
-    if len(held) != 1:
+    kind = held[0] if len(held) == 1 else _TOGETHER.get(frozenset(held))
+    if kind is None:
         got = " and ".join(held) or "none of them"
         known = ", ".join(SUBJECTS)
         raise InvalidInputError(
-            f"a request holds exactly one of {known}; this one holds {got}",
+            f"a request holds exactly one of {known}, or images with texts; this one holds {got}",
             field=held[-1] if held else "text",
             expected=f"one of {known}",
             got=got,
         )
-    if request.outputs is not None and held[0] != "inputs":
+    if request.outputs is not None and kind != "inputs":
         raise InvalidInputError(
-            f"outputs can be chosen only for inputs; {held[0]} is answered by its task",
+            f"outputs can be chosen only for inputs; {kind} is answered by its task",
             field="outputs",
             expected="no outputs",
-            got=f"outputs with {held[0]}",
+            got=f"outputs with {kind}",
         )
-    return held[0]
+    return kind
 
 
 def subject_among(request: InferenceRequest, task: str, *taken: Subject) -> Subject:
@@ -75,9 +86,12 @@ def subject_among(request: InferenceRequest, task: str, *taken: Subject) -> Subj
     """
     kind = subject(request)
     if kind not in taken:
-        expected = " or ".join(taken)
+        expected = " or ".join(taken).replace(", ", " with ")
         raise InvalidInputError(
-            f"the task {task} takes {expected}, not {kind}", field=kind, expected=expected, got=kind
+            f"the task {task} takes {expected}, not {kind.replace(', ', ' with ')}",
+            field=kind.rpartition(", ")[2],
+            expected=expected,
+            got=kind,
         )
     return kind
 

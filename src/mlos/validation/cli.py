@@ -20,7 +20,7 @@ from mlos.host import environment
 from mlos.settings import Settings
 from mlos.validation import intervals, results, runner, table
 from mlos.validation import report as reporting
-from mlos.validation.plan import SETS, PlannedModel, WeightsChoice, plan
+from mlos.validation.plan import PlannedModel, WeightsChoice, plan
 from mlos.validation.rows import Terms
 from mlos.validation.tiers import LENGTHS, claims_numbers
 
@@ -60,8 +60,12 @@ def _speak(output: OutputFormat, progress: ProgressMode) -> Console:
 def validate(
     models: Annotated[str, typer.Option(help="Short names of the catalogue, with commas between.")] = "",
     model: Annotated[list[str] | None, typer.Option(help="A full reference; repeatable.")] = None,
-    set_name: Annotated[str, typer.Option("--set", help=f"One of {', '.join(SETS)}.")] = "default",
-    weights: Annotated[str, typer.Option(help="auto, hub, seeded or trained.")] = "auto",
+    set_name: Annotated[
+        str, typer.Option("--set", help="The models: default, all, or another set of the catalogue.")
+    ] = "default",
+    weights: Annotated[
+        str, typer.Option(help="auto, hub, seeded, trained, or small: the small variants.")
+    ] = "auto",
     tier: Annotated[str, typer.Option(help="How long is measured: smoke, release or record.")] = "smoke",
     seed: Annotated[int | None, typer.Option(help="Seed of the load; drawn if absent.")] = None,
     results_folder: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = Path("results"),

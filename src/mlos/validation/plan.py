@@ -14,15 +14,12 @@ from huggingface_hub import constants
 
 from mlos.catalogue import Catalogue, Entry
 from mlos.errors import NotFoundError, UsageError
-from mlos.model import Reference, Weights
+from mlos.model import Reference
 
-WeightsChoice: TypeAlias = Literal["auto", "hub", "seeded", "trained"]
+WeightsChoice: TypeAlias = Literal["auto", "hub", "seeded", "trained", "small"]
 
-SETS = {
-    "default": "every model of the catalogue",
-    "all": "every model of the catalogue",
-    "small": "the catalogue with the small variants where there are such",
-}
+ALL = "all"
+"""The set of every model; the others are named by the entries of the catalogue."""
 _REACH_SECONDS = 2.0
 
 
@@ -60,26 +57,32 @@ def plan(
         catalogue: the models we know.
         models: short names of the catalogue.
         references: full references, taken as they are.
-        set_name: one of :data:`SETS`, where neither names nor references are given.
+        set_name: ``all``, or a set of the catalogue's, where neither names nor references are given.
         weights: whose weights; ``auto`` takes trained ones that an installed Python package carries, else the
-            hub's where it answers, else seeded ones.
+            hub's where it answers, else seeded ones. ``small`` takes the small seeded variants. A model of a
+            set that has no such weights is validated with others, and the plan says so.
 
     Raises:
         NotFoundError: if the catalogue has no such model, or the model no such weights.
         UsageError: if there is no such set.
     """
-    planned = [_by_name(catalogue, name, weights, tiny=False) for name in models]
+    planned = [_by_name(catalogue, name, weights) for name in models]
     planned += [_by_reference(catalogue, text) for text in references]
     if planned:
         return tuple(planned)
-    if set_name not in SETS:
+    known = sorted({ALL}.union(*(entry.sets for entry in catalogue.entries.values())))
+    if set_name not in known:
         raise UsageError(
             f"there is no set of models called {set_name!r}",
             field="set",
-            expected=", ".join(SETS),
+            expected=", ".join(known),
             got=repr(set_name),
         )
-    return tuple(_by_name(catalogue, name, weights, tiny=set_name == "small") for name in catalogue.entries)
+    return tuple(
+        _by_entry(entry, weights, demanded=False)
+        for entry in catalogue.entries.values()
+        if set_name in (ALL, *entry.sets)
+    )
 
 
 def _by_reference(catalogue: Catalogue, text: str) -> PlannedModel:
@@ -94,7 +97,7 @@ def _by_reference(catalogue: Catalogue, text: str) -> PlannedModel:
     )
 
 
-def _by_name(catalogue: Catalogue, name: str, weights: WeightsChoice, *, tiny: bool) -> PlannedModel:
+def _by_name(catalogue: Catalogue, name: str, weights: WeightsChoice) -> PlannedModel:
     entry = catalogue.entries.get(name)
     if entry is None:
         raise NotFoundError(
@@ -104,25 +107,33 @@ def _by_name(catalogue: Catalogue, name: str, weights: WeightsChoice, *, tiny: b
             got=repr(name),
             hint="give a model outside the catalogue as --model source/namespace/name",
         )
-    if tiny and entry.tiny_reference:
-        return PlannedModel(
-            name, entry.tiny_reference, entry.tasks[0], "seeded: the small variant for tests", entry
-        )
-    reference, reason = _choose(entry, weights)
-    return PlannedModel(name, reference, entry.tasks[0], reason, entry)
+    return _by_entry(entry, weights, demanded=True)
 
 
-def _choose(entry: Entry, weights: WeightsChoice) -> tuple[str, str]:
-    given: dict[Weights, str] = entry.references.all()
-    if weights != "auto":
-        if weights not in given:
-            raise NotFoundError(
-                f"{entry.name} has no {weights} weights",
-                field="weights",
-                expected=", ".join(given),
-                got=weights,
-            )
+def _by_entry(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> PlannedModel:
+    reference, reason = _choose(entry, weights, demanded=demanded)
+    return PlannedModel(entry.name, reference, entry.tasks[0], reason, entry)
+
+
+def _choose(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> tuple[str, str]:
+    given: dict[str, str] = {**entry.references.all()}
+    if weights == "small" and entry.tiny_reference:
+        return entry.tiny_reference, "seeded: the small variant for tests"
+    if weights in given:
         return given[weights], f"{weights}: asked for"
+    if weights != "auto" and demanded:
+        raise NotFoundError(
+            f"{entry.name} has no {weights} weights",
+            field="weights",
+            expected=", ".join(given),
+            got=weights,
+        )
+    reference, reason = _best(given)
+    return reference, reason if weights == "auto" else f"{reason}; it has no {weights} ones"
+
+
+def _best(given: dict[str, str]) -> tuple[str, str]:
+    """Trained weights that are at hand, else the hub's where it answers, else seeded ones."""
     if "trained" in given and _carried(given["trained"]):
         return given["trained"], "trained: an installed Python package carries them"
     if "hub" in given:

@@ -74,16 +74,7 @@ def convert(
         cpu_seconds=int(_TIMEOUT) * 2,
         file_bytes=4 * size + _GIB,
     )
-    request = {
-        "source": source.absolute(),
-        "output": output.absolute(),
-        "tasks": None if tasks is None else list(tasks),
-        "requests": [_case(name, given) for name, given in requests],
-        "defaults": {
-            task: [_case(f"{task}-{case.name}", case.request) for case in defaults.golden]
-            for task, defaults in catalogue().defaults.items()
-        },
-    }
+    request = order(source, output, requests, tasks)
     with _stages(console) as show:
         answer = run_confined("mlos.axon.convert.child", request, policy, timeout=_TIMEOUT, on_event=show)
     try:
@@ -95,6 +86,25 @@ def convert(
         if not normal_path(path) or not (output / path).is_file():
             raise CorruptError(f"the converter named {path!r} and did not write it", field=path)
     return converted
+
+
+def order(
+    source: Path,
+    output: Path,
+    requests: Sequence[tuple[str, InferenceRequest]],
+    tasks: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What the child is told; the arguments are those of :func:`convert`."""
+    return {
+        "source": source.absolute(),
+        "output": output.absolute(),
+        "tasks": None if tasks is None else list(tasks),
+        "requests": [_case(name, given) for name, given in requests],
+        "defaults": {
+            task: [_case(f"{task}-{case.name}", case.request) for case in defaults.golden]
+            for task, defaults in catalogue().defaults.items()
+        },
+    }
 
 
 def _case(name: str, request: InferenceRequest) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def seed(entry: Entry, tiny: bool, destination: Path, console: Console) -> None:
         NotFoundError: if the entry has no recipe, or the distribution with its tokenizer is not installed.
         MissingExtraError: if the framework is not installed.
     """
-    recipe, tokenizer = _recipe(entry, tiny)
+    recipe, tokenizer = recipe_of(entry, tiny)
     for package in ("torch", "transformers", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError.of("convert", "building a seeded model")
@@ -64,12 +64,16 @@ def recipe_digest(entry: Entry, tiny: bool) -> str:
     Raises:
         NotFoundError: as for :func:`seed`.
     """
-    recipe, _ = _recipe(entry, tiny)
+    recipe, _ = recipe_of(entry, tiny)
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _recipe(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The recipe as plain data, and where the tokenizer's files lie."""
+def recipe_of(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The recipe as plain data, and where the tokenizer's files lie.
+
+    Raises:
+        NotFoundError: as for :func:`seed`.
+    """
     config = catalogue().config(entry, tiny)
     assert entry.seeded is not None  # it has a configuration
     words = entry.seeded.tokenizer

@@ -1,0 +1,109 @@
+"""The small variants of the catalogue's models, each seeded and converted once in a whole run of the tests.
+
+The children's own code runs here in the tests' process, which has the framework loaded: a model takes a second
+or two instead of a dozen. That the real programs do the same in confined children, the tests of installing show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlos.axon import convert, prove_child
+from mlos.axon.convert import Converted, child
+from mlos.axon.seeding import child as seeding
+from mlos.axon.seeding import recipe_of
+from mlos.catalogue import Entry, catalogue
+from mlos.model import FileEntry, Manifest, ParityMeasure
+from mlos.parity import tolerance_of
+
+
+def _silence(event: dict[str, Any]) -> None:
+    """Nobody looks on."""
+
+
+@dataclass
+class Candidate:
+    """A converted model in a folder of its own, which a test may damage, and what its manifest would say."""
+
+    entry: Entry
+    folder: Path
+    converted: Converted
+
+    def draft(self, **changed: Any) -> Manifest:
+        return Manifest(
+            name=self.entry.name,
+            reference=f"seeded/tiny/{self.entry.name}@0",
+            commit="0",
+            weights="seeded",
+            source_format="safetensors",
+            files=tuple(self._entry(path) for path, _ in self.converted.files),
+            **{
+                "artifact": self.converted.artifact,
+                "tasks": self.converted.tasks,
+                "preprocessing": self.converted.preprocessing,
+                "golden": "golden",
+                **changed,
+            },
+        )
+
+    def prove(self, **changed: Any) -> tuple[ParityMeasure, ...]:
+        """The gate, on the model as it lies in the folder now."""
+        draft = self.draft(**changed)
+        row = tolerance_of(draft.artifact, self.entry.tolerance)
+        return prove_child.answer(self.folder, draft, row, 2, _silence)
+
+    def _entry(self, path: str) -> FileEntry:
+        data = (self.folder / path).read_bytes()
+        return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role="weights")
+
+
+@dataclass
+class Small:
+    """What was made so far, below ``folder``."""
+
+    folder: Path
+    _converted: dict[str, Converted] = field(default_factory=dict)
+
+    def repository(self, name: str) -> Path:
+        """The small variant of a model in the hub's layout. Not to be written to."""
+        destination = self.folder / "repositories" / name
+        if not destination.exists():
+            destination.mkdir(parents=True)
+            recipe, tokenizer = recipe_of(catalogue().entries[name], True)
+            order = {"recipe": recipe, "tokenizer": tokenizer, "destination": destination}
+            self._run(seeding.main, order)
+        return destination
+
+    def converted(self, name: str) -> tuple[Path, Converted]:
+        """It converted, and the folder it lies in. Not to be written to."""
+        output = self.folder / "converted" / name
+        if name not in self._converted:
+            output.mkdir(parents=True)
+            entry = catalogue().entries[name]
+            requests = [(case.name, case.request) for case in entry.golden]
+            order = convert.order(self.repository(name), output, requests, entry.tasks)
+            self._converted[name] = Converted.model_validate(self._run(child.main, order))
+        return output, self._converted[name]
+
+    def candidate(self, name: str, folder: Path) -> Candidate:
+        """A copy of it in the new folder ``folder``, to be proved or damaged."""
+        source, converted = self.converted(name)
+        shutil.copytree(source, folder)
+        return Candidate(catalogue().entries[name], folder, converted)
+
+    @staticmethod
+    def _run(main: Any, order: dict[str, Any]) -> Any:
+        threads = torch.get_num_threads()
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # as the children do
+                return main(order, _silence)
+        finally:
+            torch.set_num_threads(threads)
