@@ -82,3 +82,13 @@ def test_no_accepted_reference_can_leave_a_folder(text: str) -> None:
     assert ".." not in (reference.revision or "")
     assert str(reference).isascii()
     assert Reference.parse(str(reference)) == reference
+
+
+def test_a_variant_stands_behind_the_revision() -> None:
+    reference = Reference.parse("hf/google/bert-base-uncased@abc123+int8-static")
+    assert (reference.revision, reference.variant) == ("abc123", "int8-static")
+    assert str(reference) == "hf/google/bert-base-uncased@abc123+int8-static"
+    assert str(reference.form(None)) == "hf/google/bert-base-uncased@abc123"
+    assert str(reference.at(None)) == "hf/google/bert-base-uncased+int8-static"
+    with pytest.raises(UsageError, match="not a model reference"):
+        Reference.parse("hf/google/bert-base-uncased@abc123+")

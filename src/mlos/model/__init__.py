@@ -11,6 +11,7 @@ from mlos.model.manifest import (
     Manifest,
     ModelFormat,
     ParityMeasure,
+    QualityMeasure,
     Weights,
 )
 from mlos.model.reference import Reference
@@ -28,6 +29,7 @@ __all__ = [
     "Message",
     "ModelFormat",
     "ParityMeasure",
+    "QualityMeasure",
     "Reference",
     "TensorSpec",
     "Tensors",

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mlos.errors import RefusedError
 from mlos.model.tensors import TensorSpec
 
-SCHEMA_VERSION: Literal[2] = 2
-"""Version 2 added models of several graphs and divergences; what version 1 wrote is read as it is."""
+SCHEMA_VERSION: Literal[3] = 3
+"""Version 2 added models of several graphs and divergences, version 3 variants and their quality; what earlier
+versions wrote is read as it is."""
 
 ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch"]
 Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
@@ -90,10 +91,25 @@ class ParityMeasure(_Frozen):
     passed: bool
 
 
+class QualityMeasure(_Frozen):
+    """What a variant does at a task, beside what the original does: of trained weights only.
+
+    ``task`` is what was done with which data, for example ``retrieval: 60 passages, 20 queries``; ``original`` and
+    ``variant`` are the same ``metric`` of both, from 0 to 1 and the better the larger; ``agreement`` says from -1
+    to 1 how alike both order the answers (Kendall's tau-b, the mean over all queries).
+    """
+
+    task: str
+    metric: str
+    original: float
+    variant: float
+    agreement: float
+
+
 class Manifest(_Frozen):
     """A package. Its digest is the SHA-256 of :meth:`canonical`."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     name: str
     reference: str
     commit: str
@@ -109,6 +125,9 @@ class Manifest(_Frozen):
     golden: str | None = None
     """Folder of the golden record inside the package; absent where no framework answers for the file."""
     parity: tuple[ParityMeasure, ...] = ()
+    variant_of: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of the package that this one is another form of; absent for an original."""
+    quality: tuple[QualityMeasure, ...] = ()
     files: tuple[FileEntry, ...]
     tools: dict[str, str] = {}
     """Version of each program that made the package."""

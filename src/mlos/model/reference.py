@@ -1,4 +1,4 @@
-"""Model references: ``source/namespace/name[@revision]``, ``file:PATH``, and what may stand in them.
+"""Model references: ``source/namespace/name[@revision][+variant]``, ``file:PATH``, and what may stand in them.
 
 The grammar is strict because parts of a reference become parts of paths and addresses: ASCII only, no empty
 or dotted segments, no control characters, bounded lengths.
@@ -14,6 +14,7 @@ from mlos.errors import UsageError
 _SOURCE = re.compile(r"[a-z][a-z0-9]{0,15}")
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _HINT = "write source/namespace/name[@revision], for example hf/google-bert/bert-base-uncased@latest"
 LATEST = "latest"
 """The revision that asks for the newest commit; it is resolved once and never stored."""
@@ -21,11 +22,16 @@ LATEST = "latest"
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a model comes from. ``path`` is ``namespace/name``, or a file system path for ``file:``."""
+    """Where a model comes from. ``path`` is ``namespace/name``, or a file system path for ``file:``.
+
+    ``variant`` names a form of it that was made here, in another precision; None is the model itself. A ``file:``
+    reference has none: its path may hold any character.
+    """
 
     source: str
     path: str
     revision: str | None = None
+    variant: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -39,7 +45,10 @@ class Reference:
             if not path or not _plain(path):
                 raise _bad(text, "a path after 'file:'")
             return cls("file", path)
-        body, at, revision = text.replace("://", "/", 1).partition("@")
+        whole, plus, variant = text.replace("://", "/", 1).partition("+")
+        if plus and not _VARIANT.fullmatch(variant):
+            raise _bad(text, "a precision after '+'")
+        body, at, revision = whole.partition("@")
         source, *segments = body.split("/")
         if not _SOURCE.fullmatch(source) or not 1 <= len(segments) <= 2:
             raise _bad(text, "a source, then one or two names")
@@ -49,7 +58,7 @@ class Reference:
             not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/")
         ):
             raise _bad(text, "a branch, tag or commit after '@'")
-        return cls(source, "/".join(segments), revision or None)
+        return cls(source, "/".join(segments), revision or None, variant or None)
 
     @property
     def name(self) -> str:
@@ -70,9 +79,14 @@ class Reference:
         """The same model at another revision."""
         return replace(self, revision=revision)
 
+    def form(self, variant: str | None) -> Reference:
+        """The same model at the same revision in another form; None is the model as it is packaged first."""
+        return replace(self, variant=variant)
+
     def __str__(self) -> str:
         body = f"file:{self.path}" if self.source == "file" else f"{self.source}/{self.path}"
-        return f"{body}@{self.revision}" if self.revision else body
+        at = f"{body}@{self.revision}" if self.revision else body
+        return f"{at}+{self.variant}" if self.variant else at
 
 
 def _plain(path: str) -> bool:

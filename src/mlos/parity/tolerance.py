@@ -31,6 +31,10 @@ class Tolerance:
     kl_divergence: float | None = None
 
 
+REDUCED = frozenset({"fp16", "bf16", "int8"})
+"""Precisions, of formats other than GGUF, that have a row of their own."""
+
+
 def _divergence(name: str, most: float) -> Tolerance:
     return Tolerance(name, atol=None, rtol=None, cosine=-1.0, argmax=0.0, kl_divergence=most)
 
@@ -58,12 +62,13 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
 
 
 def tolerance_of(artifact: Artifact, named: str) -> Tolerance:
-    """The row that ``artifact`` is held to: a GGUF file's by its precision, any other's the one ``named``.
+    """The row that ``artifact`` is held to: that of its own precision; at full precision the one ``named``.
 
     Raises:
         UsageError: if there is no such row.
     """
-    return tolerance_named(artifact.precision if artifact.format == "gguf" else named)
+    own = artifact.format == "gguf" or artifact.precision in REDUCED
+    return tolerance_named(artifact.precision if own else named)
 
 
 def tolerance_named(name: str) -> Tolerance:

@@ -328,9 +328,10 @@ def _references(item: Package | Broken) -> tuple[str, str]:
 
 
 def _without_revision(item: Package | Broken) -> str:
-    if isinstance(item, Package):
-        return item.reference.removesuffix(f"@{item.manifest.commit}")
-    return item.reference.rpartition("@")[0] or item.reference
+    """Its reference at no commit; what names a variant stays."""
+    commit = item.manifest.commit if isinstance(item, Package) else ""
+    body, at, rest = item.reference.rpartition(f"@{commit}")
+    return body + "".join(rest.partition("+")[1:]) if at else item.reference
 
 
 def _repository_names(item: Package | Broken) -> tuple[str, ...]:
@@ -338,7 +339,8 @@ def _repository_names(item: Package | Broken) -> tuple[str, ...]:
         reference = Reference.parse(_without_revision(item))
     except UsageError:
         return ()
-    return reference.name, reference.path
+    form = f"+{reference.variant}" if reference.variant else ""
+    return reference.name + form, reference.path + form
 
 
 def _not_installed(query: str, items: list[Package | Broken]) -> NotFoundError:
