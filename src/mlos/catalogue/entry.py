@@ -79,6 +79,8 @@ class CarriedTokenizer(_Frozen):
     kind: Literal["carried"] = "carried"
     distribution: str
     files: tuple[str, ...] = Field(min_length=1)
+    layout: Literal["mpnet"] | None = None
+    """Whose special tokens BERT's words are given; None leaves them as they are."""
     settings: dict[str, Any] = {}
     """Keys of ``tokenizer_config.json`` that differ from the carried file's."""
 
@@ -89,6 +91,8 @@ class GgufTokenizer(_Frozen):
     kind: Literal["gguf"]
     distribution: str
     files: tuple[str, ...] = Field(min_length=1, max_length=1)
+    layout: Literal["roberta", "deberta", "codegen"] | None = None
+    """Whose numbering and special tokens GPT-2's words are given; None leaves them as they are."""
     settings: dict[str, Any] = {}
     """Keys of ``tokenizer_config.json``, for example ``chat_template``."""
 
@@ -100,6 +104,8 @@ class SyntheticTokenizer(_Frozen):
     model: Literal["unigram"]
     size: int = Field(gt=300)
     """Tokens, added ones included."""
+    layout: Literal["t5", "albert", "xlnet", "xlm-roberta", "deberta-v3"] = "t5"
+    """Whose special tokens and steps it has."""
     settings: dict[str, Any] = {}
     """Keys of ``tokenizer_config.json``."""
 

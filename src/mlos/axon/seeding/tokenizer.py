@@ -7,25 +7,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlos.axon.seeding.byte_level import save_byte_level
+from mlos.axon.seeding.sentencepiece_bpe import save_sentencepiece, save_tokenizer_json
 from mlos.axon.seeding.unigram import unigram
-from mlos.axon.seeding.vocabulary import read_vocabulary, save_sentencepiece, save_tokenizer_json
+from mlos.axon.seeding.vocabulary import read_vocabulary
+from mlos.axon.seeding.wordpiece import mpnet
 from mlos.errors import MlosError
 
 
 def save_tokenizer(recipe: Mapping[str, Any], carried: Mapping[str, Path], destination: Path) -> None:
     """Write the tokenizer of ``recipe``; ``carried`` are files of an installed distribution, by their names."""
     match recipe["kind"]:
+        case "carried" if recipe.get("layout") == "mpnet":
+            words = json.loads(carried["tokenizer.json"].read_bytes())
+            save_json(mpnet(words), destination / "tokenizer.json")
+            save_json(recipe["settings"], destination / "tokenizer_config.json")
         case "carried":
             for name, path in carried.items():
                 _copy(name, path.read_bytes(), recipe["settings"], destination)
         case "synthetic":
-            save_json(unigram(recipe["size"]), destination / "tokenizer.json")
+            save_json(unigram(recipe["size"], recipe.get("layout", "t5")), destination / "tokenizer.json")
             save_json(recipe["settings"], destination / "tokenizer_config.json")
         case "gguf":
             (path,) = carried.values()
             vocabulary = read_vocabulary(path)
-            save_sentencepiece(vocabulary, destination / "tokenizer.model")
-            save_tokenizer_json(vocabulary, destination / "tokenizer.json")
+            if vocabulary.kind == "llama":
+                save_sentencepiece(vocabulary, destination / "tokenizer.model")
+                save_tokenizer_json(vocabulary, destination / "tokenizer.json")
+            else:
+                save_byte_level(vocabulary, recipe.get("layout"), destination)
             save_json(recipe["settings"], destination / "tokenizer_config.json")
         case kind:
             raise MlosError(f"a tokenizer of the kind {kind} cannot be made yet")

@@ -1,47 +1,47 @@
-"""A tokenizer in the hub's files, made of the vocabulary in a GGUF file.
-
-The kind is SentencePiece's byte-pair encoding with byte fallback, as the models of the Llama family have it
-(``tokenizer.ggml.model`` is ``llama``). SentencePiece merges, of all neighbours that together are a piece, the
-pair whose piece has the highest score; a list of merges in that order does the same. Two files result:
-``tokenizer.model`` in SentencePiece's own format, which llama.cpp's converter reads, and ``tokenizer.json``,
-which the framework reads.
-"""
+"""What a GGUF file holds of its model's vocabulary, as far as a tokenizer can be made of it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from mlos.axon.llama_cpp_source import gguf
 from mlos.errors import RefusedError
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How SentencePiece writes a space."""
-_UNKNOWN, _CONTROL = 2, 3
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Types of pieces, which GGUF numbers as SentencePiece does."""
+_KINDS = ("llama", "gpt2")
+_PLACEHOLDER = re.compile(r"\[PAD\d+\]")
+"""What llama.cpp's converter calls the rows of an embedding that have no token; no tokenizer knows them."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The pieces in the order of their numbers, their scores and types, and the numbers of three of them."""
+    """The pieces in the order of their numbers, their types, and the numbers of three of them.
 
+    ``kind`` is ``llama`` for SentencePiece's byte-pair encoding, whose pieces have scores, or ``gpt2`` for the
+    one over bytes, which has a list of merges, and rules called ``pre`` for cutting a text before they are
+    applied; the latter knows no unknown piece, and ``unknown`` is -1.
+    """
+
+    kind: str
     pieces: list[str]
-    scores: list[float]
     types: list[int]
+    scores: list[float]
+    merges: list[tuple[str, str]]
+    pre: str
     unknown: int
     bos: int
     eos: int
+    add_bos: bool
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a GGUF file.
 
     Raises:
-        RefusedError: if it is of another kind than SentencePiece's byte-pair encoding.
+        RefusedError: if it is of another kind than the two byte-pair encodings.
         MissingExtraError: if no reader of such files is installed.
     """
     reader = gguf().GGUFReader(path)
@@ -50,94 +50,36 @@ def read_vocabulary(path: Path) -> Vocabulary:
         field = reader.get_field(f"tokenizer.ggml.{key}")
         return None if field is None else field.contents()
 
+    def values(key: str) -> list[object]:
+        found = value(key)
+        return found if isinstance(found, list) else []
+
+    def number(key: str, default: int) -> int:
+        found = value(f"{key}_token_id")
+        return found if isinstance(found, int) else default
+
     kind = value("model")
-    if kind != "llama":
+    if kind not in _KINDS:
         raise RefusedError(
             f"{path.name} holds a vocabulary that no tokenizer can be made of yet",
             field="tokenizer.ggml.model",
-            expected="llama",
+            expected=" or ".join(_KINDS),
             got=str(kind),
         )
-    pieces, scores, types = value("tokens"), value("scores"), value("token_type")
-    assert isinstance(pieces, list)
-    assert isinstance(scores, list)
-    assert isinstance(types, list)
-    numbers = {name: value(f"{name}_token_id") for name in ("bos", "eos", "unknown")}
+    pieces = [str(piece) for piece in values("tokens")]
+    while pieces and _PLACEHOLDER.fullmatch(pieces[-1]):
+        pieces.pop()
+    types = [int(str(each)) for each in values("token_type")][: len(pieces)]
+    pairs = (str(merge).partition(" ") for merge in values("merges"))
     return Vocabulary(
-        pieces,
-        scores,
-        types,
-        unknown=_number(numbers["unknown"], types.index(_UNKNOWN)),
-        bos=_number(numbers["bos"], 1),
-        eos=_number(numbers["eos"], 2),
+        kind=str(kind),
+        pieces=pieces,
+        types=types,
+        scores=[float(str(each)) for each in values("scores")][: len(pieces)],
+        merges=[(left, right) for left, _, right in pairs],
+        pre=str(value("pre")),
+        unknown=number("unknown", types.index(UNKNOWN) if UNKNOWN in types else -1),
+        bos=number("bos", 1),
+        eos=number("eos", 2),
+        add_bos=value("add_bos_token") is True,
     )
-
-
-def save_sentencepiece(vocabulary: Vocabulary, path: Path) -> None:
-    """Write ``tokenizer.model``."""
-    sentencepiece: Any = sentencepiece_model_pb2  # its classes are made when it is imported
-    model = sentencepiece.ModelProto()
-    for piece, score, kind in zip(vocabulary.pieces, vocabulary.scores, vocabulary.types, strict=True):
-        model.pieces.add(piece=piece, score=score, type=kind)
-    model.trainer_spec.model_type = sentencepiece.TrainerSpec.BPE
-    model.trainer_spec.vocab_size = len(vocabulary.pieces)
-    model.trainer_spec.byte_fallback = True
-    model.trainer_spec.unk_id = vocabulary.unknown
-    model.trainer_spec.bos_id = vocabulary.bos
-    model.trainer_spec.eos_id = vocabulary.eos
-    model.trainer_spec.pad_id = -1
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    model.normalizer_spec.escape_whitespaces = True
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def save_tokenizer_json(vocabulary: Vocabulary, path: Path) -> None:
-    """Write ``tokenizer.json``: a space before the text and before whatever follows a control token."""
-    numbers = {piece: number for number, piece in enumerate(vocabulary.pieces)}
-    unknown, bos = vocabulary.pieces[vocabulary.unknown], vocabulary.pieces[vocabulary.bos]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=numbers,
-            merges=_merges(vocabulary, numbers),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocabulary.bos)]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(_SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1, right=0),
-        ]
-    )
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(piece, normalized=False, special=True)
-            for piece, kind in zip(vocabulary.pieces, vocabulary.types, strict=True)
-            if kind in (_UNKNOWN, _CONTROL)
-        ]
-    )
-    tokenizer.save(str(path))
-
-
-def _merges(vocabulary: Vocabulary, numbers: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, the highest score first; among equals, the first in number."""
-    ranked: list[tuple[float, int, int, int, tuple[str, str]]] = []
-    for number, piece in enumerate(vocabulary.pieces):
-        for at in range(1, len(piece)):
-            left, right = numbers.get(piece[:at]), numbers.get(piece[at:])
-            if left is not None and right is not None:
-                ranked.append((-vocabulary.scores[number], left, right, number, (piece[:at], piece[at:])))
-    return [pair for *_, pair in sorted(ranked)]
-
-
-def _number(found: object, default: int) -> int:
-    return found if isinstance(found, int) else default
