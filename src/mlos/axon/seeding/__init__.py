@@ -91,7 +91,10 @@ def recipe_of(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]
         "spread": list(entry.seeded.spread.items()),
     }
     if words is not None:
-        recipe["tokenizer"] = words.model_dump(mode="json", exclude={"distribution", "files"}) | {
+        # A recipe that names no layout has the digest it had before there were any.
+        plain = words.layout == type(words).model_fields["layout"].default
+        left_out = {"distribution", "files"} | ({"layout"} if plain else set())
+        recipe["tokenizer"] = words.model_dump(mode="json", exclude=left_out) | {
             "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in tokenizer.items()}
         }
     if files:

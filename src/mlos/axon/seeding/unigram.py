@@ -12,10 +12,7 @@ import itertools
 import math
 from typing import Any
 
-SPACE = "▁"
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-SENTINELS = 100
-"""Special tokens ``<extra_id_N>``, the last of the vocabulary, in falling order as T5 has them."""
+from mlos.axon.seeding.layouts import LAYOUTS, SPACE
 
 
 def _words(*lines: str) -> list[str]:
@@ -48,23 +45,20 @@ _ALPHABETS = (
 )
 
 
-def unigram(size: int) -> dict[str, Any]:
-    """A tokenizer of ``size`` tokens, in the JSON form of the ``tokenizers`` library.
+def unigram(size: int, layout: str = "t5") -> dict[str, Any]:
+    """A tokenizer of ``size`` tokens laid out as ``layout`` says, in the JSON form of the ``tokenizers`` library.
 
-    ``<pad>``, ``</s>`` and ``<unk>`` are its first tokens, and ``</s>`` ends every text, as in T5. The log
-    probabilities fall as in Zipf's law: the more characters a piece has, and the rarer they are, the later it
-    stands; so a text is cut into few pieces.
+    The log probabilities fall as in Zipf's law: the more characters a piece has, and the rarer they are, the
+    later it stands; so a text is cut into few pieces.
     """
-    special = [PAD, END, UNKNOWN]
-    sentinels = [f"<extra_id_{number}>" for number in reversed(range(SENTINELS))]
-    letters = _letters()
-    pieces = _syllables()[: size - len(special) - len(sentinels) - len(letters)] + letters
+    form, letters = LAYOUTS[layout], _letters()
+    pieces = _syllables(size - len(form.special) - len(letters)) + letters
     vocabulary = [
-        *([token, 0.0] for token in special),
+        *([token, 0.0] for token in form.first),
         *([piece, round(-math.log(rank + 10), 4)] for rank, piece in enumerate(pieces)),
-        *([token, 0.0] for token in sentinels),
+        *([token, 0.0] for token in form.last),
     ]
-    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
+    numbers = {token: number for number, (token, _) in enumerate(vocabulary) if token in form.special}
     return {
         "version": "1.0",
         "truncation": None,
@@ -74,47 +68,44 @@ def unigram(size: int) -> dict[str, Any]:
                 "id": number,
                 "content": token,
                 "single_word": False,
-                "lstrip": False,
+                "lstrip": token in form.stripping,
                 "rstrip": False,
                 "normalized": False,
                 "special": True,
             }
-            for number, (token, _) in enumerate(vocabulary)
-            if token in special or token in sentinels
+            for token, number in numbers.items()
         ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": END, "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 0}},
-                {"SpecialToken": {"id": END, "type_id": 0}},
-            ],
-            "special_tokens": {END: {"id": END, "ids": [special.index(END)], "tokens": [END]}},
-        },
-        "decoder": metaspace,
+        "normalizer": form.normalizer(),
+        "pre_tokenizer": form.cut(),
+        "post_processor": form.post_processor(numbers),
+        "decoder": form.decoder(),
         "model": {
             "type": "Unigram",
-            "unk_id": special.index(UNKNOWN),
+            "unk_id": numbers[form.unknown],
             "byte_fallback": False,
             "vocab": vocabulary,
         },
     }
 
 
-def _syllables() -> list[str]:
-    """Pieces of two characters and more, the shortest and commonest first, each also as a word's beginning."""
+def _syllables(number: int) -> list[str]:
+    """``number`` pieces of two characters and more: syllables, the shortest and commonest first, then pairs.
+
+    Each comes also as a word's beginning.
+    """
     shapes = (
         itertools.product(_ONSETS, _VOWELS),
         itertools.product(_VOWELS, _CODAS),
         itertools.product(_ONSETS, _VOWELS, _CODAS),
     )
-    parts = ["".join(part) for part in itertools.chain.from_iterable(shapes)]
-    pieces = itertools.chain.from_iterable((SPACE + part, part) for part in sorted(parts, key=len))
-    return list(dict.fromkeys(pieces))
+    parts = sorted(("".join(part) for part in itertools.chain.from_iterable(shapes)), key=len)
+    pairs = map("".join, itertools.product(_ONSETS, _VOWELS, _ONSETS, _VOWELS))
+    pieces: dict[str, None] = {}
+    for part in itertools.chain(parts, pairs):
+        pieces |= dict.fromkeys((SPACE + part, part))
+        if len(pieces) >= number:
+            break
+    return list(pieces)[:number]
 
 
 def _letters() -> list[str]:
