@@ -360,21 +360,20 @@ def declare(folder: Path, modules: Any, pooling: dict[str, Any], limits: dict[st
 
 
 def test_an_embedding_is_declared_by_sentence_transformers_files(tmp_path: Path) -> None:
-    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe(False, None)
+    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe()
     declare(tmp_path, MODULES[:2], {"pooling_mode_mean_tokens": True}, {"max_seq_length": 128})
-    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe(False, 128)
+    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe(max_length=128)
     (tmp_path / "modules.json").write_text(json.dumps(MODULES))
-    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe(True, 128)
+    assert EmbeddingRecipe.read(tmp_path) == EmbeddingRecipe(normalize=True, max_length=128)
 
 
 @pytest.mark.parametrize(
     ("modules", "pooling", "limits", "message"),
     [
         ([*MODULES[:2], DENSE], {"pooling_mode_mean_tokens": True}, None, "steps that cannot be converted"),
-        (MODULES, {"pooling_mode_cls_token": True}, None, "pooling other than by the mean"),
-        (MODULES, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None, "pooling other"),
-        (MODULES, {}, None, "pooling other"),
-        (MODULES, {"pooling_mode_mean_tokens": True}, {"do_lower_case": True}, "lower-cases"),
+        (MODULES, {"pooling_mode_lasttoken": True}, None, "pools in a way that cannot be converted"),
+        (MODULES, {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None, "pools in a way"),
+        (MODULES, {}, None, "pools in a way"),
         ({"a": 1}, {}, None, "modules.json is not a list of steps"),
         ([*MODULES[:1], MODULES[1] | {"path": "../1_Pooling"}], {}, None, "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""Embeddings: a text to one vector, the mean of its tokens' hidden states."""
+"""Embeddings: a text to one vector, made of its tokens' hidden states."""
 
 from __future__ import annotations
 
@@ -6,22 +6,44 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlos.errors import RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, texts_of
+from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, require_finite, texts_of
 from mlos.tasks.task import SinglePass
 from mlos.tasks.text import TextEncoder
 
 _OUTPUT = "last_hidden_state"
 
 
-class Embeddings(SinglePass):
-    """Sentence embeddings by mean pooling over the attention mask, as sentence-transformers does it.
+def _mean(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = (hidden * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1e-9)
+    return mean
 
-    It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (only ``mean``), ``normalize`` (are
-    vectors scaled to length 1? default false), and what :class:`~mlos.tasks.text.TextEncoder` reads. The
-    parameter ``normalize`` of a request overrides the package's. One text is answered with
+
+def _first(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
+    return hidden[:, 0]
+
+
+def _largest(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest: NDArray[np.float64] = np.where(mask > 0, hidden, -1e9).max(axis=1)
+    return largest
+
+
+_POOLING = {"mean": _mean, "cls": _first, "max": _largest}
+"""From hidden states (batch, tokens, dimensions) and their mask (batch, tokens, 1) to vectors."""
+
+
+class Embeddings(SinglePass):
+    """Sentence embeddings, pooled over the attention mask as sentence-transformers does it.
+
+    It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (``mean``, the default, ``cls`` for the
+    first token, ``max`` for the largest value of each dimension), ``normalize`` (are vectors scaled to length
+    1? default false), ``lower_case`` (are texts lower-cased before the tokenizer has them? default false),
+    ``prompts`` (what may be put before a text, by name) with ``prompt`` (the name of the one that is unasked,
+    or null), and what :class:`~mlos.tasks.text.TextEncoder` reads. The parameter ``normalize`` of a request
+    overrides the package's, ``prompt_name`` its ``prompt``. One text is answered with
     ``{"embedding": [...], "dimensions": n}``, several with a list of those.
     """
 
@@ -30,17 +52,27 @@ class Embeddings(SinglePass):
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._encoder = TextEncoder(folder, manifest, self.name)
         self._max_text_bytes = limits.max_text_bytes
-        pooling = self._encoder.options.get("pooling", "mean")
-        if pooling != "mean":
+        options = self._encoder.options
+        pooling = options.get("pooling", "mean")
+        if pooling not in _POOLING:
             raise RefusedError(
                 f"the package pools its embeddings by {pooling!r}, which is not known here",
                 field="preprocessing.embeddings.pooling",
-                expected="mean",
+                expected=", ".join(_POOLING),
                 got=repr(pooling),
             )
+        self._pool = _POOLING[pooling]
+        self._lower_case = bool(options.get("lower_case", False))
+        self._prompts: dict[str, str] = options.get("prompts") or {}
+        self._prompt: str | None = options.get("prompt")
         if all(spec.name != _OUTPUT for spec in manifest.artifact.outputs):
             raise RefusedError(f"the model gives no {_OUTPUT} to make embeddings of", field=_OUTPUT)
-        self._normalize = bool(self._encoder.options.get("normalize", False))
+        self._normalize = bool(options.get("normalize", False))
+        known: dict[str, Any] = {"normalize": ("true or false", lambda value: isinstance(value, bool))}
+        if self._prompts:
+            names = f"one of {', '.join(self._prompts)}"
+            known |= {"prompt_name": (names, lambda value: isinstance(value, str) and value in self._prompts)}
+        self._known: Known = known
 
     def accepts(self, request: InferenceRequest) -> bool:
         """Every text has an embedding."""
@@ -49,21 +81,26 @@ class Embeddings(SinglePass):
     def preprocess(self, request: InferenceRequest) -> Prepared:
         """Tokenise; the texts of one request become one padded batch."""
         texts = texts_of(request, self.name, self._max_text_bytes)
-        known = {"normalize": ("true or false", lambda value: isinstance(value, bool))}
-        normalize = check_parameters(request, known).get("normalize", self._normalize)
+        parameters = check_parameters(request, self._known)
+        normalize = parameters.get("normalize", self._normalize)
+        prompt = parameters.get("prompt_name", self._prompt)
+        if prompt is not None:
+            texts = [self._prompts[prompt] + text for text in texts]
+        if self._lower_case:
+            texts = [text.lower() for text in texts]
         return Prepared(self._encoder.encode(texts), (_OUTPUT,), (request.text is not None, normalize))
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Pool (batch, tokens, dimensions) over the tokens of each text.
 
-        The mean is sum(h * mask) / max(sum(mask), 1e-9), the length at least 1e-12, as in the framework.
+        A mean is sum(h * mask) / max(sum(mask), 1e-9), the length at least 1e-12, as in the framework.
         """
         single, normalize = prepared.context
         hidden = require_finite(_OUTPUT, computed[_OUTPUT]).astype(np.float64)
         mask = prepared.inputs["attention_mask"][:, :, None].astype(np.float64)
-        vectors = (hidden * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1e-9)
+        vectors = self._pool(hidden, mask)
         if normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         rows = vectors.astype(np.float32).tolist()
         results = [{"embedding": row, "dimensions": len(row)} for row in rows]
         return results[0] if single else results

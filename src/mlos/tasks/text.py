@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mlos.errors import PayloadTooLargeError, RefusedError
 from mlos.model import Manifest, TensorSpec
@@ -29,8 +29,9 @@ class TextEncoder:
     """The tokenizer of one package, set up for one task.
 
     It reads from ``manifest.preprocessing[task]``: ``max_length`` (tokens, special ones included;
-    required), ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``). It fills
-    ``inputs``, by default all of the model's.
+    required), ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``), ``padding_side``
+    (default ``right``) and ``pad_type`` (the type of a padding token, default 0). It fills ``inputs``, by
+    default all of the model's.
     """
 
     def __init__(
@@ -58,7 +59,10 @@ class TextEncoder:
         self.pad_id = self._pad_id(folder)
         self.tokenizer.enable_truncation(max_length)
         self.tokenizer.enable_padding(
-            pad_id=self.pad_id, pad_token=self.tokenizer.id_to_token(self.pad_id) or ""
+            direction=self.options.get("padding_side", "right"),
+            pad_id=self.pad_id,
+            pad_type_id=self.options.get("pad_type", 0),
+            pad_token=self.tokenizer.id_to_token(self.pad_id) or "",
         )
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -67,7 +71,38 @@ class TextEncoder:
         Raises:
             PayloadTooLargeError: if that is over :data:`MAX_TOKENS` in all.
         """
-        encodings = self.tokenizer.encode_batch_fast(list(texts))
+        return self.tensors(self._checked(self.tokenizer.encode_batch_fast(list(texts))))
+
+    def encodings(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        """What the tokenizer says of ``texts``, with the characters that each token stands for.
+
+        Raises:
+            PayloadTooLargeError: as :meth:`encode` does.
+        """
+        return self._checked(self.tokenizer.encode_batch(list(texts)))
+
+    def tensors(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+        """The model's inputs of what the tokenizer said."""
+        return {
+            spec.name: np.array(
+                [getattr(encoding, _FIELDS[spec.name]) for encoding in encodings], dtype=spec.numpy_dtype
+            )
+            for spec in self._specs
+        }
+
+    def tokens(self, numbers: Sequence[int]) -> list[str]:
+        """The vocabulary's own spelling of ``numbers``."""
+        return [self.tokenizer.id_to_token(number) or "" for number in numbers]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text that ``tokens`` spell together."""
+        decoder = self.tokenizer.decoder
+        text: str = decoder.decode(list(tokens)) if decoder is not None else " ".join(tokens)
+        return text
+
+    @staticmethod
+    def _checked(encodings: Sequence[Encoding]) -> Sequence[Encoding]:
+        """``encodings``, if they are not too many tokens together."""
         tokens = len(encodings) * len(encodings[0].ids)
         if tokens > MAX_TOKENS:
             raise PayloadTooLargeError(
@@ -77,12 +112,7 @@ class TextEncoder:
                 got=f"{tokens} tokens",
                 hint="send fewer texts at a time",
             )
-        return {
-            spec.name: np.array(
-                [getattr(encoding, _FIELDS[spec.name]) for encoding in encodings], dtype=spec.numpy_dtype
-            )
-            for spec in self._specs
-        }
+        return encodings
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Text of ``tokens``, cleaned up where the package's ``clean_up_tokenization_spaces`` says so."""

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from mlos.axon.convert import causal_lm, seq2seq, text_encoder, vision
+from mlos.axon.convert import causal_lm, image_text, seq2seq, text_classifier, text_encoder, vision
 from mlos.axon.convert.family import Family, read_config
 from mlos.errors import RefusedError
 
 Loader: TypeAlias = Callable[[Path, Iterable[str] | None], Family]
 
 _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
+    (image_text.covers, image_text.ImageText.load),
     (text_encoder.covers, text_encoder.TextEncoder.load),
+    (text_classifier.covers, text_classifier.TextClassifier.load),
     (vision.covers, vision.Vision.load),
     (seq2seq.covers, seq2seq.Seq2Seq.load),
     (causal_lm.covers, causal_lm.CausalLM.load),
@@ -33,7 +35,7 @@ def load(source: Path, tasks: Iterable[str] | None = None) -> Family:
     raise RefusedError(
         f"a {architecture} cannot be converted yet",
         field="architectures",
-        expected="a masked language model, an encoder of texts, an image classifier, a sequence-to-sequence "
+        expected="a masked language model, an encoder of texts, a classifier of texts or of tokens, an image classifier, a sequence-to-sequence "
         "model or a causal language model",
         got=str(architecture),
     )
