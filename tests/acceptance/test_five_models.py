@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -296,33 +295,3 @@ def test_two_minutes_of_mixed_requests_to_models_of_published_size(tmp_path: Pat
         assert not tally.refused
         assert not tally.wrong, tally.wrong[:3]
         assert set(tally.answered) == set(PUBLISHED_SIZE)
-
-
-def commands_of_the_docs() -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / "requests.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line for block in blocks for line in block.strip().split("\n")]
-
-
-@pytest.mark.parametrize("command", commands_of_the_docs())
-def test_a_command_of_the_docs_does_what_it_says(five: Served, tmp_path: Path, command: str) -> None:
-    (tmp_path / "photo.jpg").write_bytes(PHOTO.read_bytes())
-    host = five.url.removeprefix("http://")
-    said = subprocess.run(
-        [
-            "bash",
-            "-c",
-            command.replace("localhost:8080", host).replace("curl ", "curl -sS --fail-with-body ", 1),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert said.returncode == 0, said.stdout + said.stderr
-    if "stream" in command:
-        assert "event: answer" in said.stdout
-    else:
-        answer = json.loads(said.stdout)
-        assert answer.get("result") or answer["choices"][0]["message"]

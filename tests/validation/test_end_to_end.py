@@ -56,7 +56,7 @@ def gates(row: Row) -> dict[str, str]:
 def passing(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str, Path]:
     """A run in which everything is as it should be; it leaves the package in the store."""
     folder = tmp_path_factory.mktemp("results")
-    done = mlos(home, "validate", "--model", REFERENCE, "--seed", "11", "--results", str(folder))
+    done = mlos(home, "validate", "--model", REFERENCE, "--seed", "11", "--results", str(folder), "--keep")
     assert done.returncode == 0, done.stderr + done.stdout
     return only_run(folder), done.stdout + done.stderr, folder
 
@@ -285,6 +285,35 @@ def test_ended_early_it_ends_the_server_and_keeps_what_it_found(
     (row,) = only_run(tmp_path).rows
     assert row.status == "not run"
     assert row.reason == "install: interrupted"
+
+
+def test_a_killed_run_goes_on_and_leaves_no_model_behind(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "results"
+    arguments = ("validate", "--models", "resnet,bert", "--weights", "small", "--results", str(folder))
+    with subprocess.Popen(
+        [MLOS, *arguments],
+        env=os.environ | {"MLOS_HOME": str(home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert any(line.startswith("[2/2]") for line in process.stderr), (
+                "the second model was never reached"
+            )
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    done = mlos(home, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 models are done" in done.stderr
+    assert [(row.name, row.status) for row in only_run(folder).rows] == [
+        ("resnet", "passed"),
+        ("bert", "passed"),
+    ]
+    assert not list(folder.glob(".unfinished*"))
+    assert Store(home / "store").packages() == []
 
 
 def test_the_plan_is_shown_as_programs_read_it(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mlos.host import environment
 from mlos.settings import Settings
 from mlos.validation import intervals, results, runner, table
 from mlos.validation import report as reporting
+from mlos.validation.journal import Journal
 from mlos.validation.plan import PlannedModel, WeightsChoice, plan
 from mlos.validation.rows import Terms
 from mlos.validation.tiers import LENGTHS, claims_numbers
@@ -69,6 +70,12 @@ def validate(
     tier: Annotated[str, typer.Option(help="How long is measured: smoke, release or record.")] = "smoke",
     seed: Annotated[int | None, typer.Option(help="Seed of the load; drawn if absent.")] = None,
     results_folder: Annotated[Path, typer.Option("--results", help="Folder of the results.")] = Path("results"),
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the models installed; else those installed by this run go.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew where a run of the same models was cut off.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     output: Output = OutputFormat.HUMAN,
     progress: Progress = ProgressMode.AUTO,
@@ -95,8 +102,14 @@ def validate(
     if claims_numbers(tier):
         intervals.require()
     drawn = seed if seed is not None else random.SystemRandom().randrange(2**31)
-    run, interrupted = _run(planned, Terms(Settings(), tier, drawn, speak, progress))
+    host = environment.record()
+    identity = {"tier": tier, "host": host.id, "versions": {"mlos": __version__, **host.versions}}
+    journal = Journal.open(results_folder, planned, identity, drawn, fresh=fresh)
+    terms = Terms(Settings(), tier, journal.seed, speak, progress, keep=keep)
+    run, interrupted = _run(planned, journal, host, terms)
     path = run.save(results_folder)
+    if not interrupted:
+        journal.close()
     page = reporting.write(_with_earlier(run, results_folder, speak), results_folder / "index.html")
     speak.result(
         run.model_dump(mode="json", exclude={"rows": {"__all__": _RAW}}),
@@ -125,12 +138,18 @@ def report(
     speak.result({"page": str(page)}, lambda: str(page), brief=[str(page)])
 
 
-def _run(planned: tuple[PlannedModel, ...], terms: Terms) -> tuple[results.Run, bool]:
-    """Validate each model in turn; also whether a person ended it before its end."""
-    started, interrupted = datetime.now(UTC), False
-    host = environment.record()
-    rows: list[results.Row] = []
-    for at, one in enumerate(planned, 1):
+def _run(
+    planned: tuple[PlannedModel, ...], journal: Journal, host: environment.Environment, terms: Terms
+) -> tuple[results.Run, bool]:
+    """Validate each model that the journal does not have yet; also whether a person ended it before its end."""
+    interrupted, started = False, journal.started
+    if journal.rows:
+        terms.console.note(
+            f"going on with the run of {started:%Y-%m-%d %H:%M:%S} UTC: {len(journal.rows)} of {len(planned)} "
+            "models are done (--fresh begins anew)"
+        )
+    rows = list(journal.rows)
+    for at, one in enumerate(planned[len(rows) :], len(rows) + 1):
         terms.console.note(f"[{at}/{len(planned)}] {one.name}: {one.reference} ({one.weights_reason})")
         try:
             rows.append(runner.validate(one, terms))
@@ -138,6 +157,7 @@ def _run(planned: tuple[PlannedModel, ...], terms: Terms) -> tuple[results.Run, 
             rows += [runner.not_reached(left, terms, "interrupted") for left in planned[len(rows) :]]
             interrupted = True
             break
+        journal.add(rows[-1])
         terms.console.note(f"[{at}/{len(planned)}] {one.name}: {_said(rows[-1])}")
     run = results.Run(
         run=started.strftime("%Y%m%dT%H%M%SZ"),

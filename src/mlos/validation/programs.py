@@ -79,6 +79,26 @@ def install(reference: str, progress: ProgressMode) -> dict[str, Any]:
     raise MlosError(f"axon install {reference} ended with status {status}: {''.join(said)[-_TAIL:].strip()}")
 
 
+def remove(reference: str) -> None:
+    """Run ``axon remove`` and ``axon gc``, so that the next model has the room.
+
+    Raises:
+        MlosError: if one of them failed, with its last words.
+    """
+    for command in (["remove", reference, "--yes"], ["gc"]):
+        done = subprocess.run(  # noqa: S603  (our own program)
+            [program("axon"), *command, "--output", "quiet", "--progress", "none"],
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise MlosError(
+                f"axon {command[0]} ended with status {done.returncode}: {done.stderr[-_TAIL:].strip()}"
+            )
+
+
 def _relay(process: subprocess.Popen[str], said: list[str]) -> None:
     """Pass axon's progress on to our stderr; keep what it says, and keep its JSON error to ourselves."""
     assert process.stderr is not None  # PIPE was asked for

@@ -19,13 +19,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Terms:
-    """How a run validates each of its models; ``progress`` is how the programs it starts show theirs."""
+    """How a run validates each of its models; ``progress`` is how the programs it starts show theirs.
+
+    Without ``keep``, what the run installed itself is removed after its row.
+    """
 
     settings: Settings
     tier: Tier
     seed: int
     console: Console
     progress: ProgressMode
+    keep: bool = True
 
 
 class GateFailed(Exception):  # noqa: N818  (no error: it carries a failed gate out of the row's steps)

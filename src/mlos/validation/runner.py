@@ -46,6 +46,8 @@ def validate(planned: PlannedModel, terms: Terms) -> results.Row:
     row, step = OpenRow(planned, terms), terms.console.step
     with suppress(GateFailed), ExitStack() as running:
         package = _install(row, planned, terms)
+        if not terms.keep and not row.facts["install"].cached:
+            running.callback(programs.remove, package.reference)
         with step(f"{planned.name}: load"):
             server = row.attempt("load", lambda: running.enter_context(programs.serving(package.digest)))
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
