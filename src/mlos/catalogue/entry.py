@@ -101,7 +101,7 @@ class SyntheticTokenizer(_Frozen):
     """A vocabulary made up here, where no real one can be had: as large, of the same kind, and labelled so."""
 
     kind: Literal["synthetic"]
-    model: Literal["unigram"]
+    model: Literal["unigram", "clip-bpe"]
     size: int = Field(gt=300)
     """Tokens, added ones included."""
     layout: Literal["t5", "albert", "xlnet", "xlm-roberta", "deberta-v3"] = "t5"

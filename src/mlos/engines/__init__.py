@@ -11,11 +11,12 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from mlos.engines.encoder_decoder import EncoderDecoder
+from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
 from mlos.engines.engine import Engine
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Vocabulary
+from mlos.engines.side_by_side import SideBySide, asked_of
 from mlos.errors import RefusedError
 from mlos.model import Artifact
 
@@ -27,7 +28,9 @@ __all__ = [
     "Engine",
     "LanguageModel",
     "Sampling",
+    "SideBySide",
     "Vocabulary",
+    "asked_of",
     "check_inputs",
     "check_outputs",
     "engine_for",
@@ -46,7 +49,7 @@ def open_model(folder: Path, artifact: Artifact, threads: int) -> Engine:
     if not artifact.parts:
         return engine_for(artifact).open(folder, artifact, threads)
     parts = {name: engine_for(part).open(folder, part, threads) for name, part in artifact.parts.items()}
-    return EncoderDecoder(artifact, parts)
+    return EncoderDecoder(artifact, parts) if set(parts) == PARTS else SideBySide(artifact, parts)
 
 
 def engine_for(artifact: Artifact) -> type[Engine]:

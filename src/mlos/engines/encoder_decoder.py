@@ -23,6 +23,8 @@ from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import Artifact, ModelFormat, Tensors
 
+PARTS = frozenset({"encoder", "decoder"})
+"""What the parts of such a model are called."""
 DECODER_INPUT = "decoder_input_ids"
 LOGITS = "logits"
 MAX_VALUES = 1 << 25
@@ -57,7 +59,7 @@ class EncoderDecoder:
     formats: ClassVar[frozenset[ModelFormat]] = frozenset()
 
     def __init__(self, artifact: Artifact, parts: Mapping[str, Engine]) -> None:
-        if set(parts) != {"encoder", "decoder"}:
+        if set(parts) != PARTS:
             raise RefusedError(
                 "a model of several graphs is an encoder and a decoder here",
                 field="artifact.parts",

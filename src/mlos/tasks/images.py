@@ -36,7 +36,7 @@ from PIL import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
-from mlos.model import InferenceRequest, Manifest
+from mlos.model import InferenceRequest, Manifest, TensorSpec
 from mlos.tasks.prepared import Limits, subject_among
 
 INPUT = "pixel_values"
@@ -123,10 +123,17 @@ class ImageSteps(_Frozen):
 class ImageEncoder:
     """The image steps of one package, set up for one task.
 
-    It reads :class:`ImageSteps` from ``manifest.preprocessing[task]["steps"]``.
+    It reads :class:`ImageSteps` from ``manifest.preprocessing[task]["steps"]``, and fills
+    ``inputs``, by default all of the model's.
     """
 
-    def __init__(self, manifest: Manifest, task: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        task: str,
+        limits: Limits,
+        inputs: Sequence[TensorSpec] | None = None,
+    ) -> None:
         self.options: dict[str, Any] = manifest.preprocessing.get(task, {})
         field = f"preprocessing.{task}.steps"
         try:
@@ -141,7 +148,10 @@ class ImageEncoder:
             raise RefusedError("images of one request must come out as one size", field=field)
         (self._height, self._width), self._max_pixels = size, limits.max_image_pixels
         self._table = self._steps.table()
-        taken = {spec.name: (spec.dtype, spec.shape[1:]) for spec in manifest.artifact.inputs}
+        taken = {
+            spec.name: (spec.dtype, spec.shape[1:])
+            for spec in (manifest.artifact.inputs if inputs is None else inputs)
+        }
         made = {INPUT: ("FP32", (3, self._height, self._width))}
         if taken != made:
             raise RefusedError(

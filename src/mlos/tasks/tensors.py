@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlos.engines import check_inputs, check_outputs
+from mlos.engines import asked_of, check_inputs, check_outputs
 from mlos.errors import InvalidInputError, PayloadTooLargeError
 from mlos.model import Artifact, InferenceRequest, Manifest, Tensors
 from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, subject_among
@@ -37,21 +37,22 @@ class RawTensors(SinglePass):
         subject_among(request, self.name, "inputs")
         assert request.inputs is not None  # subject_among saw to it
         check_parameters(request, {})
-        specs = {spec.name: spec for spec in self._artifact.inputs}
+        asked = asked_of(self._artifact, request.inputs, request.outputs)
+        specs = {spec.name: spec for spec in asked.inputs}
         arrays = {
             name: specs[name].array(value) if name in specs else value for name, value in request.inputs.items()
         }
-        check_inputs(self._artifact.inputs, arrays)
+        check_inputs(asked.inputs, arrays)
         _check_numbers_of_tokens(arrays)
         wanted = request.outputs
         if wanted is None:
-            wanted = [spec.name for spec in self._artifact.outputs]
+            wanted = [spec.name for spec in asked.outputs]
         if not wanted:
             raise InvalidInputError(
                 "outputs names no output", field="outputs", expected="at least one name", got="an empty list"
             )
-        check_outputs(self._artifact.outputs, wanted)
-        _check_size(self._artifact, arrays, wanted)
+        check_outputs(asked.outputs, wanted)
+        _check_size(asked, arrays, wanted)
         return Prepared(arrays, tuple(dict.fromkeys(wanted)))
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:

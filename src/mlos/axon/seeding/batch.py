@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 
@@ -13,7 +15,7 @@ _PIXELS = 224
 
 
 def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:
-    """What ``model`` takes, by the name of its main input.
+    """What ``model`` takes, by the name of its main input; both of texts and pictures, if it takes both.
 
     Four random texts of 32 tokens, and as many as answers; or pictures, in double precision.
 
@@ -22,8 +24,12 @@ def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Ten
     """
     taken = model.main_input_name
     generator = torch.Generator().manual_seed(seed)
+    if hasattr(model.config, "vision_config"):
+        words = model.config.text_config.vocab_size
+        texts = {"input_ids": torch.randint(words, (4, 32), generator=generator)}
+        return texts | {"pixel_values": _pictures(model.config.vision_config, generator)}
     if taken == "pixel_values":
-        return {taken: _pictures(model, generator)}
+        return {taken: _pictures(model.config, generator)}
     if taken != "input_ids":
         raise MlosError(
             f"a model that takes {taken} cannot be calibrated yet",
@@ -36,13 +42,13 @@ def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Ten
     return texts
 
 
-def _pictures(model: transformers.PreTrainedModel, generator: torch.Generator) -> torch.Tensor:
+def _pictures(config: Any, generator: torch.Generator) -> torch.Tensor:
     """Sixteen pictures of shape (16, channels, size, size): patches of all sizes over each other.
 
     They differ as photographs do, in what a model that averages over an image sees of them: fine or coarse,
     colourful or grey, bright or dark, rich or poor in contrast. Plain noise is one picture to such a model.
     """
-    size = getattr(model.config, "image_size", _PIXELS)
+    size = getattr(config, "image_size", _PIXELS)
     size = size if isinstance(size, int) else max(size)
     octaves = size.bit_length()
 
@@ -52,13 +58,13 @@ def _pictures(model: transformers.PreTrainedModel, generator: torch.Generator) -
 
     coarseness, colour = uniform(-1.0, 1.0), uniform(0.0, 1.0)
     brightness, contrast = uniform(-1.0, 1.0), uniform(0.4, 1.6)
-    pictures = torch.zeros(_PICTURES, model.config.num_channels, size, size, dtype=torch.float64)
+    pictures = torch.zeros(_PICTURES, config.num_channels, size, size, dtype=torch.float64)
     variance = torch.zeros(_PICTURES, 1, 1, 1, dtype=torch.float64)
     for octave in range(octaves):
         patches = -(-size // 2**octave)
         strength = 2 ** (coarseness * (octave - octaves / 2))
         shared = uniform(-0.5, 0.5, 1, patches, patches)
-        own = uniform(-0.5, 0.5, model.config.num_channels, patches, patches)
+        own = uniform(-0.5, 0.5, config.num_channels, patches, patches)
         layer = (shared + colour * own).repeat_interleave(2**octave, 2).repeat_interleave(2**octave, 3)
         pictures += strength * layer[:, :, :size, :size]
         variance += strength**2 * (1 + colour**2) / 12

@@ -60,6 +60,7 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     _save_weights(model, _dtype(recipe["config"]), destination / "model.safetensors")
     save_json(recipe["config"], destination / "config.json")
     for name, content in recipe.get("files", {}).items():
+        (destination / name).parent.mkdir(exist_ok=True)
         save_json(content, destination / name)
     if "tokenizer" in recipe:
         carried = {name: Path(path) for name, path in request["tokenizer"].items()}
@@ -82,11 +83,17 @@ def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedM
 
 @torch.no_grad()
 def fill(model: torch.nn.Module, seed: int) -> None:
-    """Give every parameter random values: matrices of spread 1 / sqrt(fan-in), gains near 1, biases near 0."""
+    """Give every parameter random values: matrices of spread 1 / sqrt(fan-in), gains near 1, biases near 0.
+
+    A lone number is near what the configuration says it begins with (``NAME_init_value``), or 0.
+    """
     for name, parameter in model.named_parameters():  # a tied one comes once, under its first name
         noise = _uniform(parameter.shape, seed, name)
         if parameter.dim() > 1:
             parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+        elif parameter.dim() == 0:
+            start = getattr(getattr(model, "config", None), f"{name.rpartition('.')[2]}_init_value", 0.0)
+            parameter.copy_(noise * _NOISE + start)
         else:
             parameter.copy_(noise * _NOISE + (1 if name.endswith("weight") else 0))
 
@@ -124,6 +131,8 @@ def calibrate(
         bias = getattr(layer, "bias", None)
         if bias is not None and isinstance(layer, torch.nn.Conv2d):
             bias = bias[:, None, None]  # channels come before height and width
+        elif bias is not None and type(layer) is torch.nn.Conv1d:
+            bias = bias[:, None]
         linear = output if bias is None else output - bias
         varying = linear
         if bias is not None and _classifies(model, output):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlos.axon.seeding.byte_level import save_byte_level
+from mlos.axon.seeding.clip_bpe import clip_bpe
 from mlos.axon.seeding.sentencepiece_bpe import save_sentencepiece, save_tokenizer_json
 from mlos.axon.seeding.unigram import unigram
 from mlos.axon.seeding.vocabulary import read_vocabulary
@@ -25,6 +26,9 @@ def save_tokenizer(recipe: Mapping[str, Any], carried: Mapping[str, Path], desti
         case "carried":
             for name, path in carried.items():
                 _copy(name, path.read_bytes(), recipe["settings"], destination)
+        case "synthetic" if recipe["model"] == "clip-bpe":
+            save_json(json.loads(clip_bpe(recipe["size"])), destination / "tokenizer.json")
+            save_json(recipe["settings"], destination / "tokenizer_config.json")
         case "synthetic":
             save_json(unigram(recipe["size"], recipe.get("layout", "t5")), destination / "tokenizer.json")
             save_json(recipe["settings"], destination / "tokenizer_config.json")
