@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mlos import __version__, console
-from mlos.axon.commands import OutputOption, ProgressOption, install, remove, show, verify, voice
+from mlos.axon.commands import OutputOption, ProgressOption, install, remove, show, variants, verify, voice
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 refused (verification, format, policy), "
@@ -39,6 +39,8 @@ def common(
 
 app.command("install", epilog=EXIT_CODES)(install.run)
 app.command("pull", hidden=True, epilog=EXIT_CODES)(install.run)
+app.command("convert", epilog=EXIT_CODES)(variants.convert)
+app.command("quantize", epilog=EXIT_CODES)(variants.quantize)
 app.command("list", epilog=EXIT_CODES)(show.list_packages)
 app.command("info", epilog=EXIT_CODES)(show.info)
 app.command("verify", epilog=EXIT_CODES)(verify.run)

@@ -23,7 +23,7 @@ from mlos.axon.sources import Source, offline, source_of
 from mlos.axon.sources.lookalike import lookalike
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
-from mlos.errors import HubError
+from mlos.errors import HubError, UsageError
 from mlos.model import Manifest, ParityMeasure, Reference
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
@@ -108,6 +108,14 @@ def plan(text: str, settings: Settings, console: Console, *, network: bool = Tru
 
 def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
     resolved = catalogue().resolve(text)
+    if resolved.reference.variant is not None:
+        raise UsageError(
+            f"{text} is a variant, which is made of its original",
+            field="reference",
+            expected="a reference without '+'",
+            got=repr(text),
+            hint=f"axon quantize or axon convert {resolved.reference.form(None)}",
+        )
     if resolved.note is not None:
         console.note(resolved.note)
     if resolved.reference.source == "hf" and resolved.entry is None:

@@ -94,9 +94,9 @@ class ParityMeasure(_Frozen):
 class QualityMeasure(_Frozen):
     """What a variant does at a task, beside what the original does: of trained weights only.
 
-    ``task`` is what was done with which data, for example ``retrieval: 60 passages, 20 queries``; ``original`` and
-    ``variant`` are the same ``metric`` of both, from 0 to 1 and the better the larger; ``agreement`` says from -1
-    to 1 how alike both order the answers (Kendall's tau-b, the mean over all queries).
+    ``task`` is what was done with which data, for example ``retrieval: 60 passages, 20 queries``;
+    ``original`` and ``variant`` are the same ``metric`` of both, from 0 to 1 and the better the larger;
+    ``agreement`` says from -1 to 1 how alike both order the answers (Kendall's tau-b, the mean of the queries).
     """
 
     task: str

@@ -24,8 +24,8 @@ LATEST = "latest"
 class Reference:
     """Where a model comes from. ``path`` is ``namespace/name``, or a file system path for ``file:``.
 
-    ``variant`` names a form of it that was made here, in another precision; None is the model itself. A ``file:``
-    reference has none: its path may hold any character.
+    ``variant`` names a form of it that was made here, in another precision; None is the model itself.
+    A ``file:`` reference has none: its path may hold any character.
     """
 
     source: str

@@ -55,9 +55,10 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def short_reference(package: Package) -> str:
-    """A package's reference with the first twelve characters of its commit."""
+    """A package's reference with the first twelve characters of its commit; what names a variant stays."""
     commit = package.manifest.commit
-    return f"{package.reference.removesuffix(f'@{commit}')}@{commit[:12]}"
+    body, _, form = package.reference.rpartition(f"@{commit}")
+    return f"{body}@{commit[:12]}{form}"
 
 
 def settings() -> Settings:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, voice
 from mlos.axon.install import STAGES, Installed, Plan, install, plan
+from mlos.axon.variants import install_variant
 from mlos.model import ParityMeasure
 from mlos.parity import tolerance_named
 
@@ -34,11 +35,15 @@ def run(
             _plan_data(planned), lambda: _plan_text(planned), [str(planned.origin.resolution.reference)]
         )
         return
-    installed = install(reference, settings(), console, network=not offline)
-    console.result(_data(installed), lambda: _text(installed), [installed.package.digest])
+    if "+" in reference and not reference.startswith("file:"):
+        installed = install_variant(reference, settings(), console)
+    else:
+        installed = install(reference, settings(), console, network=not offline)
+    console.result(data(installed), lambda: text(installed), [installed.package.digest])
 
 
-def _data(installed: Installed) -> dict[str, Any]:
+def data(installed: Installed) -> dict[str, Any]:
+    """An installed package as ``axon install`` gives it."""
     package, manifest = installed.package, installed.package.manifest
     return {
         "name": manifest.name,
@@ -54,7 +59,8 @@ def _data(installed: Installed) -> dict[str, Any]:
     }
 
 
-def _text(installed: Installed) -> RenderableType:
+def text(installed: Installed) -> RenderableType:
+    """An installed package for a person, its parity below it."""
     package, manifest = installed.package, installed.package.manifest
     done = "is installed already, and sound" if installed.cached else "is installed"
     times = ", ".join(f"{stage} {installed.seconds.get(stage, 0.0):.1f}" for stage in STAGES)

@@ -1,0 +1,274 @@
+"""Variants: another precision of an installed model, proved like the original and stored beside it.
+
+A variant is a package of its own. Its reference is the original's with ``+NAME`` behind the commit, its short
+name the original's with ``-NAME`` behind; it shares the files that do not change (tokenizer, configuration, golden
+record), is held to the framework's answers by the row of its own precision, and is not stored where it fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlos import __version__
+from mlos.axon.install import Installed, install
+from mlos.axon.prove import prove
+from mlos.axon.sources import source_of
+from mlos.axon.sources.digests import sha256_of
+from mlos.axon.variants.quality import measured
+from mlos.catalogue import catalogue
+from mlos.console import Console
+from mlos.errors import CorruptError, MlosError, NotFoundError, RefusedError, UsageError
+from mlos.host.child import run_confined
+from mlos.host.sandbox import Policy
+from mlos.model import Artifact, FileEntry, FileRole, Manifest, Reference
+from mlos.model.manifest import normal_path
+from mlos.settings import Settings
+from mlos.store import InstallRecord, Package, Store
+
+CONVERTED = {"onnx": ("fp32", "fp16", "bf16"), "gguf": ("F32", "F16", "BF16")}
+"""Precisions that hold numbers as they are, by the format of the package."""
+QUANTIZED = {"onnx": ("int8",), "gguf": ("Q8_0", "Q5_K_M", "Q4_K_M")}
+"""Precisions that hold numbers on a coarser scale, likewise."""
+STATIC = "static"
+_CHILD = "mlos.axon.variants.child"
+_TIMEOUT = 1800.0  # seconds
+_GIB = 1 << 30
+_REPLACED: tuple[FileRole, ...] = ("graph", "weights")
+
+
+class Written(BaseModel):
+    """What the child wrote: the artifact, its files with their roles, and versions of programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: Artifact
+    files: tuple[tuple[str, FileRole], ...]
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One variant to make of ``original``; ``static`` fixes the scales of what passes through beforehand."""
+
+    original: Package
+    precision: str
+    static: bool = False
+
+    @property
+    def label(self) -> str:
+        """What names the variant in its reference and short name."""
+        return f"{self.precision}-{STATIC}" if self.static else self.precision
+
+    @property
+    def name(self) -> str:
+        """Its short name."""
+        return f"{self.original.name}-{self.label}"
+
+    @property
+    def reference(self) -> str:
+        """Its reference."""
+        return f"{self.original.reference}+{self.label}"
+
+
+def order(text: str, label: str, settings: Settings, console: Console) -> Order:
+    """What to make of the model ``text`` (installed first if it is not) in the form ``label``.
+
+    Raises:
+        UsageError: if the model is a variant itself, or has no such form.
+        RefusedError: if no framework answers for it, so that nothing could prove a variant.
+    """
+    try:
+        original = Store(settings.store).find(text)
+    except NotFoundError:
+        original = install(text, settings, console).package
+    manifest = original.manifest
+    if manifest.variant_of is not None:
+        raise UsageError(
+            f"{original.name} is a variant itself; variants are made of the original",
+            field="reference",
+            expected=original.reference.rpartition("+")[0],
+            got=original.reference,
+        )
+    if manifest.golden is None:
+        raise RefusedError(
+            f"{original.name} is served as it came: it has no golden record, so nothing could prove a variant",
+            field="golden",
+            expected="a model that was converted from its framework's weights",
+            got=f"a {manifest.source_format} file",
+        )
+    kind = manifest.artifact.format
+    known = {name.lower(): name for name in (*CONVERTED.get(kind, ()), *QUANTIZED.get(kind, ()))}
+    bare, _, way = label.partition("-")
+    static = way == STATIC
+    if bare.lower() not in known or (way and not static) or (static and known[bare.lower()] != "int8"):
+        forms = (*known.values(), *((f"int8-{STATIC}",) if kind == "onnx" else ()))
+        raise UsageError(
+            f"a model in {kind} has no form {label!r}",
+            field="precision",
+            expected=", ".join(forms),
+            got=repr(label),
+        )
+    wanted = Order(original, known[bare.lower()], static)
+    if wanted.precision == manifest.artifact.precision:
+        raise UsageError(
+            f"{original.name} is {wanted.precision} already",
+            field="precision",
+            expected=", ".join(each for each in known.values() if each != wanted.precision),
+            got=wanted.precision,
+        )
+    if static and manifest.artifact.parts:
+        raise RefusedError(
+            f"{original.name} is a model of several graphs, whose scales cannot be calibrated part by part yet",
+            field="static",
+            expected="a model of one graph",
+            got=", ".join(manifest.artifact.parts),
+            hint=f"axon quantize {original.name} --precision int8",
+        )
+    return wanted
+
+
+def install_variant(text: str, settings: Settings, console: Console) -> Installed:
+    """Make the variant that a reference with ``+NAME`` behind it names; its original is installed first.
+
+    Raises:
+        MlosError: as :func:`order` and :func:`make` do.
+    """
+    original, _, label = text.partition("+")
+    return make(order(original, label, settings, console), settings, console)
+
+
+def make(wanted: Order, settings: Settings, console: Console) -> Installed:
+    """Make, prove and store a variant; one that is installed and sound is kept.
+
+    Raises:
+        ParityError: with the measured figures, if it fails the row of its precision; nothing is stored then.
+        RefusedError: if the model has nothing to quantize, or a library refuses.
+    """
+    store, original = Store(settings.store), wanted.original
+    for package in store.packages():
+        if package.reference == wanted.reference and package.manifest.variant_of == original.digest:
+            with console.step(f"check {package.name}"):
+                faults = store.verify(package)
+            if not faults:
+                return Installed(package, cached=True, seconds=package.record.seconds)
+    room = 3 * original.manifest.size
+    seconds: dict[str, float] = {}
+    began = time.monotonic()
+
+    def lap(stage: str) -> None:
+        nonlocal began
+        seconds[stage] = round(time.monotonic() - began, 3)
+        began = time.monotonic()
+
+    with store.lease(original), store.staging(room) as arrivals, store.staging() as staging:
+        kept = [file for file in original.manifest.files if file.role not in _REPLACED]
+        _copy(original, [file.path for file in kept], staging.folder)
+        if original.manifest.artifact.format == "gguf":
+            _fetch(original, arrivals.folder, store, console)
+        else:
+            replaced = [file.path for file in original.manifest.files if file.role in _REPLACED]
+            _copy(original, replaced, arrivals.folder)
+        lap("download")
+        written = _write(wanted, arrivals.folder, staging.folder, console)
+        lap("convert")
+        manifest = _manifest(wanted, written, kept, staging.folder)
+        measures = prove(staging.folder, manifest, _named(manifest, original), console)
+        lap("parity")
+        quality = measured(original, manifest, staging.folder, console)
+        lap("quality")
+        manifest = manifest.model_copy(update={"parity": measures, "quality": quality})
+        record = InstallRecord(installed_at=datetime.now(UTC), seconds=dict(seconds), axon=__version__)
+        with console.step("package"):
+            package = store.commit(staging, manifest, record)
+    return Installed(package, cached=False, seconds=seconds)
+
+
+def _write(wanted: Order, source: Path, output: Path, console: Console) -> Written:
+    artifact = wanted.original.manifest.artifact
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    policy = Policy(
+        read=(source,),
+        write=(output,),
+        memory_bytes=12 * size + 6 * _GIB,
+        cpu_seconds=int(_TIMEOUT) * 2,
+        file_bytes=4 * size + _GIB,
+    )
+    request: dict[str, Any] = {
+        "source": str(source.absolute()),
+        "output": str(output.absolute()),
+        "manifest": wanted.original.manifest.model_dump(mode="json"),
+        "precision": wanted.precision,
+        "static": wanted.static,
+    }
+    with console.step(wanted.label, unit="tensors" if artifact.format == "gguf" else "") as step:
+
+        def show(event: dict[str, Any]) -> None:
+            if "total" in event:
+                step.expect(float(event["total"]))
+            step.advance(float(event.get("done", 0)))
+
+        answer = run_confined(_CHILD, request, policy, timeout=_TIMEOUT, on_event=show)
+    try:
+        written = Written.model_validate(answer)
+    except ValidationError as error:
+        raise CorruptError(f"the answer of {_CHILD} is malformed: {error.errors()[0]['msg']}") from error
+    for path, _ in written.files:
+        if not normal_path(path) or not (output / path).is_file():
+            raise CorruptError(f"{_CHILD} named {path!r} and did not write it", field=path)
+    return written
+
+
+def _manifest(wanted: Order, written: Written, kept: list[FileEntry], folder: Path) -> Manifest:
+    new = [
+        FileEntry(path=path, size=(folder / path).stat().st_size, sha256=sha256_of(folder / path), role=role)
+        for path, role in written.files
+    ]
+    original = wanted.original.manifest
+    fields = original.model_dump(exclude={"schema_version"}) | {
+        "name": wanted.name,
+        "reference": wanted.reference,
+        "artifact": written.artifact,
+        "parity": (),
+        "variant_of": wanted.original.digest,
+        "files": tuple(sorted((*kept, *new), key=lambda file: file.path)),
+        "tools": {**original.tools, **written.tools, "mlos": __version__},
+    }
+    return Manifest.model_validate(fields)
+
+
+def _named(manifest: Manifest, original: Package) -> str:
+    """The row at full precision: the catalogue's for the model, else the one the original was held to."""
+    entry = catalogue().match(_plain(original))
+    if entry is not None:
+        return entry.tolerance
+    return next((measure.tolerance for measure in original.manifest.parity), manifest.artifact.precision)
+
+
+def _fetch(original: Package, folder: Path, store: Store, console: Console) -> None:
+    """Bring the weights that the original was made of: a quantized file is no source for another."""
+    reference = _plain(original).at(original.manifest.commit)
+    source = source_of(reference)
+    resolution = source.resolve(reference)
+    source.fetch(resolution, folder, store, console)
+
+
+def _plain(package: Package) -> Reference:
+    return Reference.parse(package.reference.removesuffix(f"@{package.manifest.commit}"))
+
+
+def _copy(package: Package, paths: list[str], folder: Path) -> None:
+    """Copy files of a package: a library may refuse a file with several hard links, as those of a store are."""
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(package.path(path), target)
+        except OSError as error:
+            raise MlosError(f"file {path} of {package.name} cannot be copied: {error.strerror}") from error

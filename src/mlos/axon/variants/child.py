@@ -1,0 +1,91 @@
+"""The child of :mod:`mlos.axon.variants`: writes a model in another precision, confined like a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlos.axon.variants.onnx_forms import calibrated, quantized, stored
+from mlos.errors import RefusedError
+from mlos.host.child import Emit, serve
+from mlos.model import Artifact, Manifest
+
+
+def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Write the variant of the model in ``request["source"]``; returns the fields of ``Written``."""
+    source, output = Path(request["source"]), Path(request["output"])
+    manifest, precision = Manifest.model_validate(request["manifest"]), str(request["precision"])
+    if manifest.artifact.format == "gguf":
+        return _gguf(source, output, manifest, precision, emit)
+    return _onnx(source, output, manifest, precision, static=bool(request["static"]))
+
+
+def _onnx(source: Path, output: Path, manifest: Manifest, precision: str, *, static: bool) -> dict[str, Any]:
+    import onnx
+    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+
+    whole = manifest.artifact
+    graphs = [part for part in (whole, *whole.parts.values()) if part.path is not None]
+    changed, files = 0, []
+    for graph in graphs:
+        assert graph.path is not None
+        if precision != "int8":
+            changed += stored(source / graph.path, output / graph.path, precision)
+        elif static:
+            changed += calibrated(source / graph.path, output / graph.path, output, manifest)
+        else:
+            changed += quantized(source / graph.path, output / graph.path)
+        files += [(graph.path, "graph"), (f"{graph.path}.data", "weights")]
+    if not changed:
+        raise RefusedError(
+            f"{manifest.name} holds no matrices that {precision} is for",
+            field="precision",
+            expected="a model of matrix products",
+            got=str(manifest.architecture),
+            hint=f"axon quantize {manifest.name} --precision int8 --static",
+        )
+    artifact = whole.model_copy(
+        update={
+            "precision": precision,
+            "parts": {
+                name: part.model_copy(update={"precision": precision}) for name, part in whole.parts.items()
+            },
+        }
+    )
+    tools = {"onnx": onnx.__version__, "onnxruntime": str(onnxruntime.__version__)}
+    return _written(artifact, files, tools)
+
+
+def _gguf(source: Path, output: Path, manifest: Manifest, precision: str, emit: Emit) -> dict[str, Any]:
+    import llama_cpp
+
+    from mlos.axon.convert.gguf_files import WRITTEN, quantize, write_gguf
+    from mlos.engines.llama_cpp import language_model
+
+    path = manifest.artifact.path or "model.gguf"
+    vocabulary = manifest.artifact.outputs[0].shape[-1]
+    assert isinstance(vocabulary, int)  # of a language model
+    name = str(manifest.architecture)
+    if precision in WRITTEN:
+        write_gguf(source, output / path, precision, name)
+    else:
+        between = output / "between.gguf"
+        write_gguf(source, between, "F16", name)
+        quantize(
+            between,
+            output / path,
+            precision,
+            lambda total: emit({"total": total}),
+            lambda done: emit({"done": done}),
+        )
+        between.unlink()
+    tools = {"llama-cpp-python": str(llama_cpp.__version__)}
+    return _written(language_model(path, precision, vocabulary), [(path, "weights")], tools)
+
+
+def _written(artifact: Artifact, files: list[tuple[str, str]], tools: dict[str, str]) -> dict[str, Any]:
+    return {"artifact": artifact.model_dump(mode="json"), "files": files, "tools": tools}
+
+
+if __name__ == "__main__":
+    serve(main)
