@@ -15,7 +15,12 @@ import mlos.catalogue
 
 CATALOGUE = Path(mlos.catalogue.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
-MODELS = SMALL | {}
+MODELS = SMALL | {
+    "clip": "seeded/tiny/clip",
+    "distilbert-sst2": "seeded/tiny/distilbert-sst2",
+    "distilbert-ner": "seeded/tiny/distilbert-ner",
+    "bge-small": "seeded/tiny/bge-small",
+}
 """Every model that the documentation asks, by its short name."""
 
 
