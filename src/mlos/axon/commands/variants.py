@@ -112,7 +112,8 @@ def quality(made: Installed) -> RenderableType:
         *(
             Text(
                 f"{measure.task}: {measure.metric} {measure.variant:.4f}, "
-                f"the original's {measure.original:.4f}; order agreement (Kendall's tau-b) {measure.agreement:.4f}"
+                f"the original's {measure.original:.4f}; "
+                f"order agreement (Kendall's tau-b) {measure.agreement:.4f}"
             )
             for measure in manifest.quality
         )

