@@ -2,7 +2,8 @@
 
 A variant is a package of its own. Its reference is the original's with ``+NAME`` behind the commit, its short
 name the original's with ``-NAME`` behind; it shares the files that do not change (tokenizer, configuration,
-golden record), is held to the framework's answers by the row of its own precision, and is not stored where it fails.
+golden record), is held to the framework's answers by the row of its own precision, and is not stored where it
+fails.
 """
 
 from __future__ import annotations
