@@ -27,6 +27,8 @@ SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How anything of a repository is loaded: from its folder alone, and running none of its code."""
 _T = TypeVar("_T")
 _UNLIMITED = 1 << 24
+_TRAINED_AT = {"xlnet": 512}
+"""Tokens that models without a limit of their own were trained with, by the type of the model."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def most_tokens(tokenizer: transformers.PreTrainedTokenizerFast, config: Any) ->
     limits = [
         tokenizer.model_max_length,
         *(getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")),
+        _TRAINED_AT.get(config.model_type),
     ]
     said = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _UNLIMITED]
     if not said:
