@@ -91,8 +91,8 @@ def test_nan_becomes_an_error_and_never_json(package: Package, task: Embeddings)
 
 
 def test_a_package_that_cannot_embed_is_refused(package: Package) -> None:
-    with pytest.raises(RefusedError, match="pools its embeddings by 'max'"):
-        Embeddings(package.folder, package.with_options("embeddings", pooling="max"), Limits())
+    with pytest.raises(RefusedError, match="pools its embeddings by 'last'"):
+        Embeddings(package.folder, package.with_options("embeddings", pooling="last"), Limits())
     artifact = package.manifest.artifact
     logits = artifact.model_copy(update={"outputs": artifact.outputs[:1]})
     with pytest.raises(RefusedError, match="no last_hidden_state"):
