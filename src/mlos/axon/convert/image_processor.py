@@ -10,13 +10,25 @@ from typing import Any
 
 from pydantic import ValidationError
 from transformers.image_processing_backends import PilBackend
+from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
+from transformers.models.poolformer.image_processing_pil_poolformer import PoolFormerImageProcessorPil
 
 from mlos.errors import RefusedError
 from mlos.tasks.images import ImageSteps, Normalization
 
+_KNOWN = (
+    BeitImageProcessorPil,
+    ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
+    LevitImageProcessorPil,
+    MobileNetV2ImageProcessorPil,
+    PoolFormerImageProcessorPil,
+)
+"""Those that resize or preprocess in a way of their own, which is followed here."""
 _WARPED = 384
 """From this size on, ConvNeXT's processor resizes to a square and does not crop."""
 
@@ -29,8 +41,7 @@ def steps_of(processor: Any) -> ImageSteps:
     """
     name = type(processor).__name__
     shared = type(processor)._preprocess is PilBackend._preprocess
-    known = ConvNextImageProcessorPil, EfficientNetImageProcessorPil, MobileNetV2ImageProcessorPil
-    if not (shared and type(processor).resize is PilBackend.resize) and type(processor) not in known:
+    if not (shared and type(processor).resize is PilBackend.resize) and type(processor) not in _KNOWN:
         raise RefusedError(
             f"what a {name} does to an image is not known here",
             field="image_processor_type",
@@ -72,8 +83,11 @@ def _geometry(processor: Any) -> dict[str, Any]:
             found = {"resize": int(edge / processor.crop_pct), "crop": (edge, edge)}
         else:
             found = {"resize": (edge, edge)}
+    elif processor.do_resize and isinstance(processor, PoolFormerImageProcessorPil) and processor.crop_pct:
+        found = {"resize": _before_crop(size, processor.crop_pct)}
     elif processor.do_resize and size.shortest_edge and not size.longest_edge:
-        found = {"resize": size.shortest_edge}
+        edge = size.shortest_edge
+        found = {"resize": int(256 / 224 * edge) if isinstance(processor, LevitImageProcessorPil) else edge}
     elif processor.do_resize and size.height and size.width:
         found = {"resize": (size.height, size.width)}
     elif processor.do_resize:
@@ -88,6 +102,13 @@ def _geometry(processor: Any) -> dict[str, Any]:
             raise RefusedError("the image processor crops twice", field="do_center_crop")
         found["crop"] = (processor.crop_size.height, processor.crop_size.width)
     return found
+
+
+def _before_crop(size: Any, share: float) -> int | tuple[int, int]:
+    """What PoolFormer's processor resizes to, so that the crop keeps ``share``; a square is a shortest edge."""
+    if size.shortest_edge or size.height == size.width:
+        return int((size.shortest_edge or size.height) / share)
+    return int(size.height / share), int(size.width / share)
 
 
 def _normalizations(processor: Any) -> tuple[Normalization, ...]:

@@ -35,6 +35,9 @@ from mlos.host.child import serve
 _NOISE = 0.1
 """Spread of biases around 0, and of the gains of normalisations around 1: parity shall see them all."""
 _QUARTERS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
+_BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+_GAIN = re.compile(r"(weight|layer_scale\w*|lambda_?\d)$")
+"""Vectors that multiply; scales of residual branches are published near 0 and trained away from it."""
 _MEAN_STEP = 2.0**-6
 """Means are rounded to it; beside spreads near 1 it is small."""
 
@@ -85,17 +88,21 @@ def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedM
 def fill(model: torch.nn.Module, seed: int) -> None:
     """Give every parameter random values: matrices of spread 1 / sqrt(fan-in), gains near 1, biases near 0.
 
+    What is added to every sample as it is (positions, class tokens; their first axis is 1) has spread 1.
+
     A lone number is near what the configuration says it begins with (``NAME_init_value``), or 0.
     """
     for name, parameter in model.named_parameters():  # a tied one comes once, under its first name
         noise = _uniform(parameter.shape, seed, name)
-        if parameter.dim() > 1:
+        if parameter.dim() == 3 and len(parameter) == 1:
+            parameter.copy_(noise)
+        elif parameter.dim() > 1:
             parameter.copy_(noise / math.sqrt(parameter[0].numel()))
         elif parameter.dim() == 0:
             start = getattr(getattr(model, "config", None), f"{name.rpartition('.')[2]}_init_value", 0.0)
             parameter.copy_(noise * _NOISE + start)
         else:
-            parameter.copy_(noise * _NOISE + (1 if name.endswith("weight") else 0))
+            parameter.copy_(noise * _NOISE + (1 if _GAIN.search(name) else 0))
 
 
 @torch.no_grad()
@@ -150,7 +157,7 @@ def calibrate(
         for name, layer in layers.items()
     ]
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, _BATCH_NORMS):
             module.weight.mul_(wanted(name))
             hooks.append(module.register_forward_pre_hook(_take_statistics))
     try:
@@ -169,10 +176,11 @@ def _classifies(model: transformers.PreTrainedModel, output: torch.Tensor) -> bo
 
 def _take_statistics(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Give a batch normalisation mean and variance of its input, by channel."""
-    assert isinstance(module, torch.nn.BatchNorm2d)
+    assert isinstance(module, _BATCH_NORMS)
     assert module.running_mean is not None
     assert module.running_var is not None
-    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+    taken = inputs[0]  # channels are the second axis, whatever follows
+    variance, mean = torch.var_mean(taken, dim=[axis for axis in range(taken.dim()) if axis != 1])
     module.running_mean.copy_(_stepped(mean))
     module.running_var.copy_(torch.tensor([_rounded(each) for each in variance.tolist()]))
 
