@@ -152,7 +152,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _with_media(data: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
-    """``data`` of a catalogue file with images and sounds in place of the names of their files in golden requests."""
+    """``data`` of a catalogue file with its golden requests' media in place of the names of their files."""
 
     def content(kind: str, name: Any) -> bytes:
         try:
