@@ -77,7 +77,8 @@ class Catalogue:
                     )
                 owners[reference] = entry.name
             recipe = entry.seeded
-            for config in (recipe.config, *recipe.files.values()) if recipe is not None else ():
+            shared = [recipe.labels.file] if recipe is not None and recipe.labels is not None else []
+            for config in (recipe.config, *recipe.files.values(), *shared) if recipe is not None else ():
                 if not (folder / "configs" / config).is_file():
                     raise _wrong(path, "seeded", "files in configs/", repr(config))
             entries[entry.name] = entry
@@ -135,6 +136,10 @@ class Catalogue:
         if entry.seeded is None:
             raise NotFoundError(f"{entry.name} has no seeded recipe")
         published: dict[str, Any] = json.loads((self.folder / "configs" / entry.seeded.config).read_bytes())
+        labels = entry.seeded.labels
+        if labels is not None:
+            names = [*labels.first, *json.loads((self.folder / "configs" / labels.file).read_bytes())]
+            published["id2label"] = {str(number): name for number, name in enumerate(names)}
         return published | entry.seeded.tiny.overrides if tiny else published
 
 

@@ -118,6 +118,14 @@ def _tokenizer_kind(value: Any) -> str:
     return str(kind)
 
 
+class Labels(_Frozen):
+    """Names of a classifier's outputs that several models share: those of ``file``, after those of ``first``."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
+    """File in ``configs/``: a list of names."""
+    first: tuple[str, ...] = ()
+
+
 class TinyRecipe(_Frozen):
     """The small variant: what differs in the configuration, and how many parameters that leaves."""
 
@@ -142,6 +150,8 @@ class SeededRecipe(_Frozen):
         ]
         | None
     ) = None
+    labels: Labels | None = None
+    """What the published configuration lists as ``id2label``, where a shared file holds it."""
     files: dict[str, str] = {}
     """Further files of the repository, such as ``preprocessor_config.json``, by their files in ``configs/``."""
     spread: dict[str, Annotated[float, Field(gt=0)]] = {}
