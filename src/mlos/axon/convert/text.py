@@ -75,7 +75,7 @@ class TextFamily(Family):
         return texts
 
     def encode(self, texts: list[str], most: int) -> Any:
-        """The texts as the framework's tokenizer encodes them, cut at ``most`` tokens, padded to the longest."""
+        """The texts as the framework's tokenizer encodes them, cut at ``most`` tokens and padded."""
         return self.tokenizer(texts, padding="longest", truncation=True, max_length=most, return_tensors="pt")
 
     def run(self, encoded: Any) -> dict[str, torch.Tensor]:

@@ -46,7 +46,7 @@ _ALPHABETS = (
 
 
 def unigram(size: int, layout: str = "t5") -> dict[str, Any]:
-    """A tokenizer of ``size`` tokens laid out as ``layout`` says, in the JSON form of the ``tokenizers`` library.
+    """A tokenizer of ``size`` tokens in ``layout``, in the JSON form of the ``tokenizers`` library.
 
     The log probabilities fall as in Zipf's law: the more characters a piece has, and the rarer they are, the
     later it stands; so a text is cut into few pieces.
