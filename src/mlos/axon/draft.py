@@ -103,22 +103,27 @@ class Draft:
         )
 
 
-def convert_to_draft(origin: Origin, source: Path, folder: Path, console: Console) -> Draft:
-    """Convert the SafeTensors repository ``source`` into ``folder``; its documents come along."""
+def convert_to_draft(
+    origin: Origin, source: Path, folder: Path, console: Console, readers: Mapping[str, str]
+) -> Draft:
+    """Convert the SafeTensors repository ``source`` into ``folder``; its documents come along.
+
+    ``readers`` are the versions of what made SafeTensors of pickles, where the weights came as such.
+    """
     entry = origin.entry
     requests = [(case.name, case.request) for case in entry.golden] if entry is not None else []
     made = convert(source, folder, requests, entry.tasks if entry is not None else None, console)
     documents: dict[str, FileRole] = {path: "document" for path in _relative(source) if is_document(path)}
     _move(source, documents, folder)
     return Draft(
-        source_format="safetensors",
+        source_format="pytorch" if readers else "safetensors",
         artifact=made.artifact,
         tasks=made.tasks,
         parameters=made.parameters,
         roles={**dict(made.files), **documents},
         architecture=made.architecture,
         preprocessing=made.preprocessing,
-        tools=made.tools,
+        tools={**made.tools, **readers},
         forms=made.forms,
     )
 

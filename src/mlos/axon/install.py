@@ -18,9 +18,11 @@ from pathlib import Path
 
 from mlos import __version__, formats
 from mlos.axon.draft import Origin, convert_to_draft, take_as_draft
+from mlos.axon.pickles import replace_pickles
 from mlos.axon.prove import prove
 from mlos.axon.sources import Source, offline, source_of
 from mlos.axon.sources.lookalike import lookalike
+from mlos.axon.sources.selection import is_pickle
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
 from mlos.errors import HubError, UsageError
@@ -67,11 +69,14 @@ class _Clock:
             self.seconds[name] = round(self.seconds[name] + time.monotonic() - started, 3)
 
 
-def install(text: str, settings: Settings, console: Console, *, network: bool = True) -> Installed:
+def install(
+    text: str, settings: Settings, console: Console, *, network: bool = True, allow_pickle: bool = False
+) -> Installed:
     """Install what ``text`` names: a short name of the catalogue, or a reference.
 
     A package of the same reference and commit is verified and, if sound, kept; if not, it is made again, which
-    repairs it. Without ``network``, a sound package of whatever commit serves for ``@latest``.
+    repairs it. Without ``network``, a sound package of whatever commit serves for ``@latest``. With
+    ``allow_pickle``, weights that are pickles alone are read, in a sandbox of their own.
 
     Raises:
         MlosError: of every kind that the stages raise; what was installed before is as it was.
@@ -88,7 +93,7 @@ def install(text: str, settings: Settings, console: Console, *, network: bool = 
             f"{reference} is not installed, and the network is not to be used",
             hint="allow the network, or install what needs none: axon install seeded/NAMESPACE/NAME",
         )
-    planned = _plan(source, reference, entry, store, console)
+    planned = _plan(source, reference, entry, store, console, allow_pickle)
     with _alone(store, planned.origin):
         known = _installed(store, planned.origin.resolution.reference)
         if known is not None and _sound(store, known, console):
@@ -96,14 +101,16 @@ def install(text: str, settings: Settings, console: Console, *, network: bool = 
         return _make(planned, source, store, console)
 
 
-def plan(text: str, settings: Settings, console: Console, *, network: bool = True) -> Plan:
+def plan(
+    text: str, settings: Settings, console: Console, *, network: bool = True, allow_pickle: bool = False
+) -> Plan:
     """What :func:`install` would do, without doing it: asks the source, and looks into the store."""
     store = Store(settings.store)
     reference, entry = _named(text, console)
     source = source_of(reference)
     if source.remote and not network:
         raise HubError(f"{reference} cannot be looked up: the network is not to be used")
-    return _plan(source, reference, entry, store, console)
+    return _plan(source, reference, entry, store, console, allow_pickle)
 
 
 def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
@@ -133,13 +140,22 @@ def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
     return resolved.reference, resolved.entry
 
 
-def _plan(source: Source, reference: Reference, entry: Entry | None, store: Store, console: Console) -> Plan:
-    resolution = source.resolve(reference)
+def _plan(
+    source: Source,
+    reference: Reference,
+    entry: Entry | None,
+    store: Store,
+    console: Console,
+    allow_pickle: bool,
+) -> Plan:
+    resolution = source.resolve(reference, allow_pickle=allow_pickle)
     for warning in resolution.warnings:
         console.warn(warning)
     for note in resolution.notes:
         console.note(note)
-    converted = not resolution.files or any(file.path.endswith(".safetensors") for file in resolution.files)
+    converted = not resolution.files or any(
+        file.path.endswith(".safetensors") or is_pickle(file.path) for file in resolution.files
+    )
     return Plan(
         Origin(entry.name if entry is not None else _short_name(resolution.reference), resolution, entry),
         bytes_needed=resolution.size * (1 + _CONVERTED) if converted else resolution.size,
@@ -153,11 +169,13 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
     with store.staging(planned.bytes_needed) as arrivals, store.staging() as staging:
         with clock.stage("download"):
             source.fetch(origin.resolution, arrivals.folder, store, console)
+        with clock.stage("convert"):
+            readers = replace_pickles(arrivals.folder, store, console)
         with clock.stage("verify"), console.step("verify"):
             survey = formats.survey(arrivals.folder)
         with clock.stage("convert"):
             if survey.format == "safetensors":
-                draft = convert_to_draft(origin, arrivals.folder, staging.folder, console)
+                draft = convert_to_draft(origin, arrivals.folder, staging.folder, console, readers)
             else:
                 draft = take_as_draft(origin, arrivals.folder, survey, staging.folder)
         with clock.stage("package"):

@@ -24,13 +24,20 @@ def run(
     ],
     offline: Annotated[bool, typer.Option("--offline", help="Do not use the network.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Read weights that are pickles alone, in a sandbox without network and programs.",
+        ),
+    ] = False,
     output: OutputOption = None,
     progress: ProgressOption = None,
 ) -> None:
     """Package a model: download, verify, convert, prove against its own framework, store."""
     console = voice.choose(output, progress)
     if dry_run:
-        planned = plan(reference, settings(), console, network=not offline)
+        planned = plan(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)
         console.result(
             _plan_data(planned), lambda: _plan_text(planned), [str(planned.origin.resolution.reference)]
         )
@@ -38,7 +45,7 @@ def run(
     if "+" in reference and not reference.startswith("file:"):
         installed = install_variant(reference, settings(), console)
     else:
-        installed = install(reference, settings(), console, network=not offline)
+        installed = install(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)
     console.result(data(installed), lambda: text(installed), [installed.package.digest])
 
 

@@ -65,8 +65,8 @@ class Source(Protocol):
     remote: ClassVar[bool]
     """Whether it needs the network."""
 
-    def resolve(self, reference: Reference) -> Resolution:
-        """Find what ``reference`` names, without bringing the weights."""
+    def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
+        """Find what ``reference`` names, without bringing the weights; pickles only with ``allow_pickle``."""
         ...
 
     def fetch(self, resolution: Resolution, destination: Path, store: Store, console: Console) -> None:

@@ -38,7 +38,7 @@ class FileSource:
 
     remote: ClassVar[bool] = False
 
-    def resolve(self, reference: Reference) -> Resolution:
+    def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Choose among the folder's files, or the file and its external data, and hash them.
 
         Raises:
@@ -53,7 +53,7 @@ class FileSource:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"not a path: {path[:200]!r}: {reason}", field="reference") from error
         if place.is_dir():
-            selection = select(_names(place), str(place))
+            selection = select(_names(place), str(place), allow_pickle=allow_pickle)
             paths, notes, root = selection.paths, selection.notes, place
         elif place.exists():
             paths, notes, root = _single(place), (), place.parent

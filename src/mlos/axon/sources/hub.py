@@ -38,7 +38,7 @@ class HubSource:
     def __init__(self, patience: Patience | None = None) -> None:
         self._patience = patience or Patience.from_environment()
 
-    def resolve(self, reference: Reference) -> Resolution:
+    def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Ask the hub for the commit, the files and their hashes, the licence and the conditions.
 
         Raises:
@@ -55,7 +55,7 @@ class HubSource:
                 f"{_endpoint()} gives {commit[:80]!r} as the commit of {shown}", expected="40 hex digits"
             )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        selection = select(siblings, shown)
+        selection = select(siblings, shown, allow_pickle=allow_pickle)
         files = tuple(_source_file(siblings[path], shown) for path in selection.paths)
         warnings = []
         if info.id != reference.path:

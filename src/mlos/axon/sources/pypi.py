@@ -30,7 +30,7 @@ class PyPISource:
 
     remote: ClassVar[bool] = False
 
-    def resolve(self, reference: Reference) -> Resolution:
+    def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Find the distribution, its model folder, and the hashes its RECORD declares.
 
         Raises:
@@ -45,7 +45,7 @@ class PyPISource:
             for path in distribution.files or ()
             if path.is_relative_to(folder)
         }
-        selection = select(inside, str(reference.at(None)))
+        selection = select(inside, str(reference.at(None)), allow_pickle=allow_pickle)
         files = tuple(_source_file(path, inside[path]) for path in selection.paths)
         return Resolution(
             reference=reference.at(distribution.version),

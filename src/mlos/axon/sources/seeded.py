@@ -25,7 +25,7 @@ class SeededSource:
 
     remote: ClassVar[bool] = False
 
-    def resolve(self, reference: Reference) -> Resolution:
+    def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Find the recipe.
 
         Raises:

@@ -1,8 +1,9 @@
 """Which files of a repository packaging needs: an allow-list, and one of several formats.
 
 SafeTensors are preferred (they convert, with the framework's own answers as the golden record), then ONNX,
-then GGUF. Code is never taken. Pickles are never taken; where nothing else holds the weights, the repository is
-refused with the reason and the way out. The rules look at names; the content is checked by ``mlos.formats``.
+then GGUF. Code is never taken. Pickles are taken only where a person allows it and there are no SafeTensors;
+where nothing else holds the weights, the repository is refused with the reason and the way out. The rules look
+at names; the content is checked by ``mlos.formats``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _GGUF_PART = re.compile(r".*-[0-9]{5}-of-[0-9]{5}\.gguf")
 _ONNX_DATA = re.compile(r".*[._]data(?:[._][0-9]+)?")
 _PICKLE = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib)")
+_PICKLED = re.compile(r"pytorch_model(?:-[0-9]{5}-of-[0-9]{5})?\.bin|[^/]+\.(?:pt|pth)")
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+"""Which shard holds which tensor, where the weights are several pickles."""
 _GGUF_PREFERENCE = ("Q4_K_M", "Q8_0", "F16", "BF16", "F32")
 _SAFE_COPY = (
     "ask its publisher for model.safetensors, or write one: model.save_pretrained(FOLDER), in a place you trust"
@@ -42,8 +46,10 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-def select(paths: Iterable[str], origin: str) -> Selection:
+def select(paths: Iterable[str], origin: str, *, allow_pickle: bool = False) -> Selection:
     """Choose from a repository's file names; ``origin`` names the repository in errors.
+
+    With ``allow_pickle``, pickles come next to SafeTensors: they convert too.
 
     Raises:
         RefusedError: if a name is no plain relative path, or no weights that may be read are among them.
@@ -52,7 +58,7 @@ def select(paths: Iterable[str], origin: str) -> Selection:
     for name in names:
         if not normal_path(name):
             raise RefusedError(f"{origin} holds a file whose name is not a plain relative path: {name[:200]!r}")
-    weights, notes = _weights(names, origin)
+    weights, notes = _weights(names, origin, allow_pickle)
     around = [name for name in names if _SUPPORTING.fullmatch(name) or _DOCUMENT.fullmatch(name)]
     return Selection(tuple(sorted({*weights, *around})), notes)
 
@@ -62,11 +68,18 @@ def is_document(path: str) -> bool:
     return _DOCUMENT.fullmatch(path) is not None
 
 
-def _weights(names: Sequence[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
+def is_pickle(path: str) -> bool:
+    """Whether the file is called as pickled weights that may be converted are."""
+    return _PICKLED.fullmatch(path) is not None
+
+
+def _weights(names: Sequence[str], origin: str, allow_pickle: bool) -> tuple[list[str], tuple[str, ...]]:
     if "model.safetensors" in names:
         return ["model.safetensors"], ()
     if "model.safetensors.index.json" in names:
         return ["model.safetensors.index.json", *(name for name in names if _SHARD.fullmatch(name))], ()
+    if allow_pickle and (pickles := _pickles(names, origin)):
+        return pickles, ("the weights are pickles; they are read in a sandbox of their own",)
     graphs = [name for name in names if re.fullmatch(r"(?:onnx/)?[^/]+\.onnx", name)]
     if graphs:
         return _onnx(names, graphs, origin)
@@ -74,6 +87,20 @@ def _weights(names: Sequence[str], origin: str) -> tuple[list[str], tuple[str, .
     if ggufs:
         return _gguf(ggufs, origin)
     raise _nothing(names, origin)
+
+
+def _pickles(names: Sequence[str], origin: str) -> list[str]:
+    if "pytorch_model.bin" in names:
+        return ["pytorch_model.bin"]
+    if PICKLE_INDEX in names:
+        return [PICKLE_INDEX, *(name for name in names if name.endswith(".bin") and is_pickle(name))]
+    pickles = [name for name in names if name.endswith((".pt", ".pth")) and is_pickle(name)]
+    if len(pickles) > 1:
+        raise RefusedError(
+            f"{origin} holds {len(pickles)} pickles, none called pytorch_model.bin: {', '.join(pickles[:6])}",
+            hint="leave only the one you mean in the folder",
+        )
+    return pickles
 
 
 def _onnx(names: Sequence[str], graphs: list[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
@@ -127,7 +154,7 @@ def _nothing(names: Sequence[str], origin: str) -> RefusedError:
             f"{origin} holds its weights only as pickles, which run code when read: {', '.join(pickles[:3])}",
             expected="model.safetensors, an .onnx or a .gguf file",
             got=pickles[0],
-            hint=_SAFE_COPY,
+            hint=f"axon install --allow-pickle REFERENCE reads them in a sandbox; or {_SAFE_COPY}",
         )
     unusual = [name for name in names if name.endswith(".safetensors")]
     if unusual:
