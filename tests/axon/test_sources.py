@@ -76,7 +76,7 @@ class TestSelection:
             (["README.md"], "no weights"),
             (["a.onnx", "b.onnx"], "none is called model.onnx"),
             (["a.gguf", "b.gguf"], "no name says which"),
-            (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "in parts"),
+            (["m-00001-of-00002.gguf"], "without m-00002-of-00002"),
             (["model.safetensors", "../x"], "plain relative path"),
         ],
     )

@@ -25,6 +25,7 @@ from mlos.engines.llama_cpp import language_model
 from mlos.errors import CorruptError, RefusedError
 from mlos.formats import Summary, Survey
 from mlos.formats.gguf import FILE_TYPES
+from mlos.formats.gguf_parts import parts_of, whole
 from mlos.model import Artifact, FileEntry, FileRole, Manifest, ModelFormat
 
 _PRECISIONS = {
@@ -129,18 +130,23 @@ def convert_to_draft(
 
 
 def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) -> Draft:
-    """Take the one ONNX or GGUF file of ``source``, and what belongs to it, into ``folder``.
+    """Take the one ONNX or GGUF model of ``source``, all parts of it, and what belongs to it, into ``folder``.
 
     Raises:
         RefusedError: if there are several.
     """
-    if len(survey.files) != 1:
+    model = survey.files[0].as_posix()
+    parts = parts_of(model) if survey.format == "gguf" else (model,)
+    if len(survey.files) != len(parts):
         raise RefusedError(
             f"{origin.resolution.reference.at(None)} holds {len(survey.files)} {survey.format} models",
             expected="one",
             got=", ".join(str(path) for path in survey.files[:4]),
         )
-    model, summary = survey.files[0].as_posix(), survey.summaries[0]
+    summary = survey.summaries[0]
+    if len(parts) > 1:
+        found = zip((path.as_posix() for path in survey.files), survey.summaries, strict=True)
+        summary = whole(dict(found), model)
     left = {path.as_posix() for path in survey.ignored}
     roles = {path: _role(path, model) for path in _relative(source) if path not in left}
     _move(source, roles, folder)

@@ -231,4 +231,5 @@ def _tolerance(entry: Entry | None, manifest: Manifest) -> str:
 def _short_name(reference: Reference) -> str:
     """A name for a model outside the catalogue: its repository's, or its file's or folder's."""
     name = Path(reference.name).stem if reference.name.endswith((".onnx", ".gguf")) else reference.name
+    name = re.sub(r"-[0-9]{5}-of-[0-9]{5}$", "", name)  # the first part stands for the model
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlos.errors import CorruptError, NotFoundError, RefusedError
-from mlos.formats import safetensors
+from mlos.formats import gguf_parts, safetensors
 from mlos.formats.dispatch import detect, named, verify
 from mlos.formats.source import Source, quoted, shown
 from mlos.formats.summary import Summary
@@ -67,6 +67,10 @@ def survey(folder: Path) -> Survey:
         raise _nothing(folder, formats, links)
     kept = tuple(path for path in files if formats.get(path) == chosen)
     summaries = tuple(verify(folder / path, _name(path)) for path in kept)
+    if chosen == "gguf":
+        found = dict(zip((path.as_posix() for path in kept), summaries, strict=True))
+        for name in found:
+            gguf_parts.whole(found, gguf_parts.parts_of(name)[0])
     indexes = [path for path in files if path.name.endswith(_INDEX)] if chosen == "safetensors" else []
     if indexes:
         shards = {path: frozenset(safetensors.read(folder / path).tensors) for path in kept}

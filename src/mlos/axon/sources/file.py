@@ -25,6 +25,7 @@ from mlos.axon.sources.local import copy_files
 from mlos.axon.sources.selection import select
 from mlos.console import Console
 from mlos.errors import NotFoundError, RefusedError, UsageError
+from mlos.formats.gguf_parts import parts_of
 from mlos.model import Reference
 from mlos.model.manifest import normal_path
 from mlos.store import Store
@@ -103,7 +104,16 @@ def _single(place: Path) -> tuple[str, ...]:
             got=summary.format,
             hint=f"axon install file:{place.parent}",
         )
-    return (place.name, *summary.external_files)
+    parts = parts_of(place.name)
+    for name in parts:
+        if not (place.parent / name).is_file():
+            raise RefusedError(
+                f"{place.name}: the model's part {name} is missing beside it",
+                field=name,
+                expected=f"{len(parts)} parts in one folder",
+                got="not all",
+            )
+    return (*parts, *summary.external_files)
 
 
 def _names(root: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlos.errors import RefusedError
+from mlos.formats.gguf_parts import parts_of
 from mlos.model.manifest import normal_path
 
 _SUPPORTING = re.compile(
@@ -26,7 +27,6 @@ _DOCUMENT = re.compile(
     r"(?:README(?:\.md)?|LICEN[CS]E(?:\.(?:md|txt))?|NOTICE(?:\.(?:md|txt))?)", re.IGNORECASE
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-_GGUF_PART = re.compile(r".*-[0-9]{5}-of-[0-9]{5}\.gguf")
 _ONNX_DATA = re.compile(r".*[._]data(?:[._][0-9]+)?")
 _PICKLE = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib)")
 _PICKLED = re.compile(r"pytorch_model(?:-[0-9]{5}-of-[0-9]{5})?\.bin|[^/]+\.(?:pt|pth)")
@@ -125,22 +125,36 @@ def _onnx(names: Sequence[str], graphs: list[str], origin: str) -> tuple[list[st
 
 
 def _gguf(names: list[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
-    whole = [name for name in names if not _GGUF_PART.fullmatch(name)]
+    firsts = [name for name in names if parts_of(name)[0] == name]
+    whole = sorted(firsts, key=lambda name: len(parts_of(name)) > 1)
     if not whole:
-        raise RefusedError(
-            f"{origin} holds only GGUF files in parts, which MLOS does not read",
-            hint="join them with `llama-gguf-split --merge`, then: axon install file:PATH/NAME.gguf",
-        )
+        raise _part_missing(origin, names[0], parts_of(names[0])[0])
     for precision in _GGUF_PREFERENCE:
         for name in whole:
             if re.search(rf"(?:^|[._-]){precision}(?:[._-]|$)", name, re.IGNORECASE):
-                return [name], _left_aside(name, whole)
+                return _all_parts(name, names, origin), _left_aside(name, whole)
     if len(whole) > 1:
         raise RefusedError(
             f"{origin} holds {len(whole)} GGUF models and no name says which to prefer: {', '.join(whole[:6])}",
             hint="download the one you mean and install it: axon install file:PATH/NAME.gguf",
         )
-    return whole, ()
+    return _all_parts(whole[0], names, origin), ()
+
+
+def _all_parts(first: str, names: Sequence[str], origin: str) -> list[str]:
+    for part in parts_of(first):
+        if part not in names:
+            raise _part_missing(origin, first, part)
+    return list(parts_of(first))
+
+
+def _part_missing(origin: str, part: str, missing: str) -> RefusedError:
+    return RefusedError(
+        f"{origin} holds {part} without {missing}",
+        field=missing,
+        expected="all parts of the model",
+        got="not all",
+    )
 
 
 def _left_aside(chosen: str, among: list[str]) -> tuple[str, ...]:
