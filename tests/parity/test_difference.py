@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlos.parity import TOLERANCES, GoldenRecord, compare_inputs, compare_result
 
@@ -111,3 +114,38 @@ def test_long_values_are_cut_in_the_message(golden: GoldenRecord) -> None:
     message = differs(golden, "x" * 5000, "y" * 5000)
     assert message is not None
     assert len(message) < 600
+
+
+def part(label: str, mask: Any) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(mask)).save(file, "PNG")
+    return {"score": None, "label": label, "mask": base64.b64encode(file.getvalue()).decode()}
+
+
+def test_parts_of_an_image_may_differ_in_a_thousandth_of_the_pixels(golden: GoldenRecord) -> None:
+    sky = np.zeros((100, 100), dtype=np.bool_)
+    sky[:50] = True
+    parts = [part("sky", sky), part("sea", ~sky)]
+    assert differs(golden, parts, parts) is None
+    near = sky.copy()
+    near[50, :10] = True
+    assert differs(golden, parts, [part("sky", near), part("sea", ~near)]) is None
+    near[50, 10] = True
+    assert str(differs(golden, parts, [part("sky", near), part("sea", ~near)])).endswith(
+        "expected at most 0.10% of the pixels with another label, got 0.11%"
+    )
+    assert differs(golden, parts, [part("sky", near), part("sea", ~near)], INT8) is None
+
+
+def test_parts_in_another_order_of_another_size_or_unreadable_differ(golden: GoldenRecord) -> None:
+    sky = np.eye(60, dtype=np.bool_)
+    parts = [part("sky", sky), part("sea", ~sky)]
+    assert differs(golden, parts, parts[::-1]) is not None
+    assert differs(golden, parts, [part("sea", sky), part("sky", ~sky)]) is not None
+    assert "masks of [(60, 60)] pixels" in str(differs(golden, parts, [part("sky", sky[:30])]))
+    assert "cannot be read" in str(differs(golden, parts, [{**parts[0], "mask": "AAAA"}, parts[1]]))
+    assert differs(golden, parts, [{**parts[0], "score": 0.5}, parts[1]]) is not None
+    speck = np.zeros((60, 60), dtype=np.bool_)
+    speck[0, 0] = True
+    with_speck = [*parts[:1], part("sea", ~sky ^ (speck & ~sky)), part("gull", speck & ~sky)]
+    assert differs(golden, parts, with_speck) is None  # a part that is all edge

@@ -114,3 +114,10 @@ def test_outputs_of_different_width_and_single_numbers_are_compared() -> None:
 
 def test_an_empty_record_is_vacuous() -> None:
     assert vacuity(GoldenRecord(()), FP32) == "the golden record has no cases"
+
+
+def test_the_labels_of_a_map_are_its_second_axis() -> None:
+    logits = np.random.default_rng(0).normal(0, 1, (3, 4, 6, 6))
+    assert vacuity(record("logits", logits), FP32) is None
+    logits[:, 2] += 100
+    assert vacuity(record("logits", logits), FP32) == "logits: the argmax is 2 for every input"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlos.errors import ParityError
 from mlos.model import ParityMeasure, Tensors
-from mlos.parity.positions import DECISIONS, valid_positions
+from mlos.parity.positions import DECISIONS, labels_last, valid_positions
 from mlos.parity.record import Case, GoldenRecord
 from mlos.parity.tolerance import Tolerance, tolerance_named
 
@@ -88,6 +88,7 @@ def _measure(
             worst_ratio = max(worst_ratio, float(ratio.max(initial=0.0)))
         cosine = min(cosine, _worst_cosine(reference, answer))
         if name == DECISIONS:
+            reference, answer = labels_last(reference), labels_last(answer)
             case_agreed, case_decided = _decisions(case, reference, answer, tolerance)
             agreed, decided = agreed + case_agreed, decided + case_decided
             if tolerance.kl_divergence is not None:

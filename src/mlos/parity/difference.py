@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from mlos.model import Tensors
+from mlos.parity.masks import read_masks, share_differing
 from mlos.parity.positions import FORCED
 from mlos.parity.record import Case
 from mlos.parity.tolerance import Tolerance
 
 INPUT_TOLERANCE = 1e-5
 """How far a preprocessed fraction may stand from the framework's, in its own unit."""
+
+EDGES = 0.001
+"""Share of an image's pixels that may have another label: along the edges of its parts two labels tie."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,11 @@ def compare_result(case: Case, result: Any, tolerance: Tolerance) -> Difference 
     cosine and, where the row has one, its elementwise bound. A ranking (a list of objects with a ``score``)
     must hold the framework's entries in its order, except that entries whose scores tie within the tolerance
     may change places; scores are probabilities, so an error e of the logits is an error of 2 e of the score,
-    relative to it. Rows without an elementwise bound leave rankings and single fractions to the argmax
-    agreement of the outputs, and generated text to their divergence: where one token turns out otherwise, all
-    that follow may. Of a generation they compare the tokens of the prompt alone.
+    relative to it. Of parts of an image (a list of objects with a ``mask``) at most the share :data:`EDGES` of
+    the pixels may differ, more by as much as the row lets decisions differ. Rows without an elementwise bound
+    leave rankings and single fractions to the argmax agreement of the outputs, and generated text to their
+    divergence: where one token turns out otherwise, all that follow may. Of a generation they compare the
+    tokens of the prompt alone.
     """
     return _compare("result", case.result, result, tolerance)
 
@@ -83,6 +89,8 @@ def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Diffe
         found = (_compare(f"{where}.{key}", expected[key], got[key], tolerance) for key in expected)
         return next(filter(None, found), None)
     if _is_list(expected) and _is_list(got):
+        if _is_parts(expected) and _is_parts(got):
+            return _compare_parts(where, expected, got, tolerance)
         if len(expected) != len(got):
             return Difference(f"{where} differs", f"{len(expected)} entries", f"{len(got)} entries")
         if _is_vector(expected) and _is_vector(got):
@@ -141,6 +149,38 @@ def _compare_ranking(
     return None
 
 
+def _compare_parts(
+    where: str, expected: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]], tolerance: Tolerance
+) -> Difference | None:
+    """Parts that both have come in the same order and are alike but for the masks; a part may be all edge."""
+    try:
+        one, other = read_masks(expected), read_masks(got)
+    except ValueError as error:
+        return Difference(f"{where} differs", "masks as PNG files in base64", str(error))
+    sizes = [sorted({mask.shape for mask in masks.values()}) for masks in (one, other)]
+    if sizes[0] != sizes[1]:
+        return Difference(f"{where} differs", f"masks of {sizes[0]} pixels", f"masks of {sizes[1]} pixels")
+    allowed, share = EDGES + (1 - tolerance.argmax), share_differing(one, other)
+    if share > allowed:
+        return Difference(
+            f"{where} differs", f"at most {allowed:.2%} of the pixels with another label", f"{share:.2%}"
+        )
+    shared = [key for key in one if key in other]
+    order = [key for key in other if key in one]
+    if shared != order:
+        return Difference(f"{where} differs", _shown(shared), _shown(order))
+    first, second = dict(zip(one, expected, strict=True)), dict(zip(other, got, strict=True))
+    found = (
+        _compare(f"{where}.{key[0]}", _unmasked(first[key]), _unmasked(second[key]), tolerance)
+        for key in shared
+    )
+    return next(filter(None, found), None)
+
+
+def _unmasked(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "mask"}
+
+
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "score"}
 
@@ -156,6 +196,12 @@ def _is_vector(value: Sequence[Any]) -> bool:
 def _is_ranking(value: Sequence[Any]) -> bool:
     return bool(value) and all(
         isinstance(entry, Mapping) and isinstance(entry.get("score"), float) for entry in value
+    )
+
+
+def _is_parts(value: Sequence[Any]) -> bool:
+    return bool(value) and all(
+        isinstance(entry, Mapping) and {"label", "mask"} <= set(entry) for entry in value
     )
 
 

@@ -16,6 +16,11 @@ DECISIONS = "logits"
 """The output whose last axis is decided over by an argmax."""
 
 
+def labels_last(output: NDArray[Any]) -> NDArray[Any]:
+    """A map (batch, labels, height, width) as (batch, height, width, labels); every other output as it is."""
+    return np.moveaxis(output, 1, -1) if output.ndim == 4 else output
+
+
 def valid_positions(case: Case, output: NDArray[Any]) -> NDArray[np.bool_]:
     """Where ``output`` means something: shape ``output.shape[:-1]``, false at padding.
 

@@ -3,9 +3,10 @@
 Spread of an output: each sample of each case gives one vector of features, its mean over the valid positions
 (those the attention mask keeps; every position where there is no mask); the spread of a feature is its largest
 value over all samples of all cases minus its smallest; the spread of the output is that of its widest feature.
-Outputs whose last axis differs between cases have a single feature, the mean of each sample. An output is
-vacuous where its spread is under 1000 atol, or, for ``logits`` alone, where the argmax is the same at every
-valid position of every sample: elsewhere one outlier dimension leads everywhere in good models too.
+In a map, (batch, channels, height, width), every pixel is a position. Outputs whose last axis differs between
+cases have a single feature, the mean of each sample. An output is vacuous where its spread is under 1000 atol,
+or, for ``logits`` alone, where the argmax is the same at every valid position of every sample: elsewhere one
+outlier dimension leads everywhere in good models too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlos.parity.positions import DECISIONS, valid_positions
+from mlos.parity.positions import DECISIONS, labels_last, valid_positions
 from mlos.parity.record import Case, GoldenRecord
 from mlos.parity.tolerance import TOLERANCES, Tolerance
 
@@ -44,7 +45,7 @@ def vacuity(golden: GoldenRecord, tolerance: Tolerance) -> str | None:
 
 
 def _spread(name: str, cases: list[Case]) -> float:
-    wanted = [np.atleast_1d(np.asarray(case.outputs[name], dtype=np.float64)) for case in cases]
+    wanted = [labels_last(np.atleast_1d(np.asarray(case.outputs[name], dtype=np.float64))) for case in cases]
     features = [_features(case, output) for case, output in zip(cases, wanted, strict=True)]
     if len({rows.shape[1] for rows in features}) > 1:
         features = [rows.mean(axis=1, keepdims=True) for rows in features]
@@ -64,8 +65,9 @@ def _features(case: Case, output: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _decided(cases: list[Case]) -> set[Any]:
+    outputs = [(case, labels_last(case.outputs[DECISIONS])) for case in cases]
     return {
         int(decision)
-        for case in cases
-        for decision in case.outputs[DECISIONS].argmax(axis=-1)[valid_positions(case, case.outputs[DECISIONS])]
+        for case, output in outputs
+        for decision in np.unique(output.argmax(axis=-1)[valid_positions(case, output)])
     }
