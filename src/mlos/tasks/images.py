@@ -162,7 +162,13 @@ class ImageEncoder:
             )
 
     def encode(self, files: Sequence[bytes], field: str) -> dict[str, NDArray[Any]]:
-        """The pixels of image files as one tensor of shape (images, 3, height, width).
+        """The pixels of image files as one tensor of shape (images, 3, height, width); see below."""
+        return self.encode_sized(files, field)[0]
+
+    def encode_sized(
+        self, files: Sequence[bytes], field: str
+    ) -> tuple[dict[str, NDArray[Any]], list[tuple[int, int]]]:
+        """The pixels of image files, (images, 3, height, width), and each upright image's own height and width.
 
         ``field`` is the request's: ``image``, or ``images``, whose files errors number.
 
@@ -193,7 +199,7 @@ class ImageEncoder:
             prepared = self._cropped(_read(functools.partial(self._resized, image), name))
             for colour, row in enumerate(self._table):
                 np.take(row, prepared[:, :, colour], out=target[colour])
-        return {INPUT: pixels}
+        return {INPUT: pixels}, [(image.height, image.width) for image in opened]  # upright by now
 
     def _check_resized(self, image: Image.Image, field: str) -> None:
         """A line of pixels, its short edge resized, would become a huge image."""

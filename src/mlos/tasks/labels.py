@@ -19,11 +19,16 @@ class Labels:
     """The labels in the order of the model's ``logits``, and their scores.
 
     It reads from the task's ``options``: ``labels`` (a list of names) and, unless ``scores`` is given here,
-    ``scores`` (``softmax``, ``sigmoid`` or ``none``).
+    ``scores`` (``softmax``, ``sigmoid`` or ``none``). ``axis`` of the logits is the labels'.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], manifest: Manifest, task: str, scores: str | None = None
+        self,
+        options: Mapping[str, Any],
+        manifest: Manifest,
+        task: str,
+        scores: str | None = None,
+        axis: int = -1,
     ) -> None:
         names, scores = options.get("labels"), scores or options.get("scores")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -41,11 +46,11 @@ class Labels:
                 got=repr(scores),
             )
         shapes = {spec.name: spec.shape for spec in manifest.artifact.outputs}
-        if shapes.get(OUTPUT, ())[-1:] != (len(names),):
+        if shapes.get(OUTPUT, ())[axis:][:1] != (len(names),):
             raise RefusedError(
                 f"the model's {OUTPUT} are not as many as its labels",
                 field=OUTPUT,
-                expected=f"a last axis of {len(names)}",
+                expected=f"{'a last axis' if axis == -1 else f'axis {axis}'} of {len(names)}",
                 got=str(list(shapes.get(OUTPUT, ()))),
             )
         self.names: list[str] = names

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from mlos.axon.convert import causal_lm, image_text, seq2seq, text_classifier, text_encoder, vision
+from mlos.axon.convert import (
+    causal_lm,
+    image_text,
+    segmentation,
+    seq2seq,
+    text_classifier,
+    text_encoder,
+    vision,
+)
 from mlos.axon.convert.family import Family, read_config
 from mlos.errors import RefusedError
 
@@ -17,6 +25,7 @@ _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (text_encoder.covers, text_encoder.TextEncoder.load),
     (text_classifier.covers, text_classifier.TextClassifier.load),
     (vision.covers, vision.Vision.load),
+    (segmentation.covers, segmentation.Segmentation.load),
     (seq2seq.covers, seq2seq.Seq2Seq.load),
     (causal_lm.covers, causal_lm.CausalLM.load),
 )

@@ -16,6 +16,7 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
 from transformers.models.poolformer.image_processing_pil_poolformer import PoolFormerImageProcessorPil
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from mlos.errors import RefusedError
 from mlos.tasks.images import ImageSteps, Normalization
@@ -27,6 +28,7 @@ _KNOWN = (
     LevitImageProcessorPil,
     MobileNetV2ImageProcessorPil,
     PoolFormerImageProcessorPil,
+    SegformerImageProcessorPil,
 )
 """Those that resize or preprocess in a way of their own, which is followed here."""
 _WARPED = 384

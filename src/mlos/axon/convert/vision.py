@@ -1,4 +1,4 @@
-"""Classifiers of images."""
+"""Classifiers of images, and what they share with other models of one image processor and one output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from mlos.axon.convert.export import export
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model
 from mlos.axon.convert.image_processor import steps_of
+from mlos.axon.convert.labels import labels_of, scores_of
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
 from mlos.model import InferenceRequest
@@ -39,18 +40,23 @@ def covers(architecture: str | None, source: Path) -> bool:
 
 
 class Vision(Family):
-    """A classifier and its image processor."""
+    """A classifier and its image processor.
+
+    A family that differs in its head alone says how with the names in capitals.
+    """
+
+    TASK: ClassVar[str] = TASK
+    AUTO: ClassVar[Any] = transformers.AutoModelForImageClassification
+    PIPELINE: ClassVar[Any] = transformers.ImageClassificationPipeline
+    PARAMETERS: ClassVar[frozenset[str]] = frozenset({"top_k"})
 
     def __init__(
         self, model: transformers.PreTrainedModel, processor: Any, source: Path, tasks: Iterable[str] | None
     ) -> None:
         self.model, self._source = model, source
-        self.tasks = choose_tasks(type(model).__name__, [TASK], tasks)
+        self.tasks = choose_tasks(type(model).__name__, [self.TASK], tasks)
         self._steps = steps_of(processor)
-        labels: Any = model.config.id2label
-        self._labels = [str(labels[number]) for number in range(len(labels))]
-        pipeline: Any = transformers.ImageClassificationPipeline
-        self._pipeline = pipeline(model=model, image_processor=processor, device="cpu")
+        self._pipeline = self.PIPELINE(model=model, image_processor=processor, device="cpu")
 
     @classmethod
     def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
@@ -60,7 +66,7 @@ class Vision(Family):
             RefusedError: if weights or image processor are missing, the processor does what cannot be packaged,
                 or the model cannot do one of ``tasks``.
         """
-        model = load_model(transformers.AutoModelForImageClassification, source)
+        model = load_model(cls.AUTO, source)
         if model.main_input_name != INPUT:
             raise RefusedError(
                 f"a {type(model).__name__} takes {model.main_input_name}", field=INPUT, expected=INPUT
@@ -90,31 +96,29 @@ class Vision(Family):
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and labels with scores of logits."""
-        problem = self.model.config.problem_type
-        if problem == "regression":
-            scores = "none"
-        elif problem == "multi_label_classification" or len(self._labels) == 1:
-            scores = "sigmoid"
-        else:
-            scores = "softmax"
-        facts = {"steps": self._steps.model_dump(mode="json"), "labels": self._labels, "scores": scores}
-        return {TASK: facts}
+        config = self.model.config
+        facts = {"labels": labels_of(config), "scores": scores_of(config)}
+        return {self.TASK: {"steps": self._steps.model_dump(mode="json"), **facts}}
+
+    def worded(self, result: Any) -> Any:
+        """The pipeline's result for one image in the words of JSON."""
+        return result
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
-        """The framework's answer, by its image-classification pipeline."""
+        """The framework's answer, by its own pipeline, which takes images one by one."""
         files = [request.image] if request.image is not None else request.images
         if not files:
             raise InvalidInputError(
                 f"golden request {name} has no image", field=name, expected="image or images"
             )
-        task = request.task or TASK
+        task = request.task or self.TASK
         self.require_task(name, task)
-        unknown = sorted(request.parameters.keys() - {"top_k"})
+        unknown = sorted(request.parameters.keys() - self.PARAMETERS)
         if unknown:
             raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
         images = [load_image(Image.open(io.BytesIO(file))) for file in files]
         pixels = self._pipeline.image_processor(images=images, return_tensors="pt")[INPUT]
-        results = [self._pipeline(image, **request.parameters) for image in images]
+        results = [self.worded(self._pipeline(image, **request.parameters)) for image in images]
         return Case(
             name=name,
             request=request,

@@ -141,13 +141,14 @@ def calibrate(
         elif bias is not None and type(layer) is torch.nn.Conv1d:
             bias = bias[:, None]
         linear = output if bias is None else output - bias
-        varying = linear
+        varying = common = linear
         if bias is not None and _classifies(model, output):
-            varying = linear - linear.mean(0)
+            common = linear.mean(0) if linear.dim() == 2 else linear.mean((0, 2, 3))[:, None, None]
+            varying = linear - common
         factor = _rounded(wanted(name) / float(varying.double().std()))
         weight.mul_(factor)
         if bias is not None and varying is not linear:
-            bias.sub_(_stepped(linear.mean(0) * factor))
+            bias.sub_(_stepped(common * factor))
         emit({"done": 1})
         linear = linear * factor
         return linear if bias is None else linear + bias
@@ -170,8 +171,8 @@ def calibrate(
 
 
 def _classifies(model: transformers.PreTrainedModel, output: torch.Tensor) -> bool:
-    """Whether a layer's output is a classifier's: for each sample, a number for each label."""
-    return output.dim() == 2 and output.shape[1] == model.config.num_labels
+    """Whether a layer's output is a classifier's: a number for each label, for a sample or each pixel."""
+    return output.dim() in (2, 4) and output.shape[1] == model.config.num_labels
 
 
 def _take_statistics(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
