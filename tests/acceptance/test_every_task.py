@@ -15,13 +15,17 @@ import mlos.catalogue
 
 CATALOGUE = Path(mlos.catalogue.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
-MODELS = SMALL | {
-    "clip": "seeded/tiny/clip",
-    "segformer": "seeded/tiny/segformer",
-    "distilbert-sst2": "seeded/tiny/distilbert-sst2",
-    "distilbert-ner": "seeded/tiny/distilbert-ner",
-    "bge-small": "seeded/tiny/bge-small",
-}
+MODELS = (
+    SMALL
+    | {"dinov2": "seeded/tiny/dinov2"}
+    | {
+        "clip": "seeded/tiny/clip",
+        "segformer": "seeded/tiny/segformer",
+        "distilbert-sst2": "seeded/tiny/distilbert-sst2",
+        "distilbert-ner": "seeded/tiny/distilbert-ner",
+        "bge-small": "seeded/tiny/bge-small",
+    }
+)
 """Every model that the documentation asks, by its short name."""
 
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from mlos.axon.convert import (
     causal_lm,
+    image_encoder,
     image_text,
     segmentation,
     seq2seq,
@@ -22,6 +23,7 @@ Loader: TypeAlias = Callable[[Path, Iterable[str] | None], Family]
 
 _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (image_text.covers, image_text.ImageText.load),
+    (image_encoder.covers, image_encoder.ImageEncoder.load),
     (text_encoder.covers, text_encoder.TextEncoder.load),
     (text_classifier.covers, text_classifier.TextClassifier.load),
     (vision.covers, vision.Vision.load),

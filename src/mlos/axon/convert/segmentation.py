@@ -34,6 +34,9 @@ class Segmentation(Vision):
         steps = self._steps.model_dump(mode="json")
         return {TASK: {"steps": steps, "labels": labels_of(self.model.config)}}
 
-    def worded(self, result: Any) -> Any:
+    def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """Each mask, a picture of Pillow's, as the file that the task answers with."""
-        return [{**part, "mask": mask_file(np.asarray(part["mask"]) > 0)} for part in result]
+        return [
+            {**part, "mask": mask_file(np.asarray(part["mask"]) > 0)}
+            for part in super().asked(image, parameters)
+        ]

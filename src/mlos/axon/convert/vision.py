@@ -25,7 +25,6 @@ from mlos.parity import Case
 from mlos.tasks.images import INPUT
 
 TASK = "image-classification"
-_OUTPUT = "logits"
 _AXES = {0: "batch"}
 _CONFIGS = ("config.json", "preprocessor_config.json")
 
@@ -49,6 +48,7 @@ class Vision(Family):
     AUTO: ClassVar[Any] = transformers.AutoModelForImageClassification
     PIPELINE: ClassVar[Any] = transformers.ImageClassificationPipeline
     PARAMETERS: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    OUTPUT: ClassVar[str] = "logits"
 
     def __init__(
         self, model: transformers.PreTrainedModel, processor: Any, source: Path, tasks: Iterable[str] | None
@@ -79,10 +79,10 @@ class Vision(Family):
         """The model as an ONNX file, its configuration and its image processor's."""
         assert self._steps.size is not None  # steps_of saw to it
         exported = export(
-            _Logits(self.model),
+            _Flat(self.model, self.OUTPUT),
             {INPUT: torch.zeros(2, 3, *self._steps.size)},
-            (_OUTPUT,),
-            {INPUT: _AXES, _OUTPUT: _AXES},
+            (self.OUTPUT,),
+            {INPUT: _AXES, self.OUTPUT: _AXES},
             output,
         )
         exported.tell(emit)
@@ -100,9 +100,9 @@ class Vision(Family):
         facts = {"labels": labels_of(config), "scores": scores_of(config)}
         return {self.TASK: {"steps": self._steps.model_dump(mode="json"), **facts}}
 
-    def worded(self, result: Any) -> Any:
-        """The pipeline's result for one image in the words of JSON."""
-        return result
+    def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
+        """The pipeline's result for one image, in the words of JSON."""
+        return self._pipeline(image, **parameters)
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's answer, by its own pipeline, which takes images one by one."""
@@ -118,24 +118,24 @@ class Vision(Family):
             raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
         images = [load_image(Image.open(io.BytesIO(file))) for file in files]
         pixels = self._pipeline.image_processor(images=images, return_tensors="pt")[INPUT]
-        results = [self.worded(self._pipeline(image, **request.parameters)) for image in images]
+        results = [self.asked(image, request.parameters) for image in images]
         return Case(
             name=name,
             request=request,
             task=task,
             inputs={INPUT: pixels.numpy()},
-            outputs={_OUTPUT: self.model(**{INPUT: pixels}).logits.numpy()},
+            outputs={self.OUTPUT: self.model(**{INPUT: pixels})[self.OUTPUT].numpy()},
             result=results[0] if request.image is not None else results,
         )
 
 
-class _Logits(torch.nn.Module):
+class _Flat(torch.nn.Module):
     """The model as a function of pixels to a tuple of one tensor."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, output: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._output = model, output
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
-        logits: torch.Tensor = self.model(**{INPUT: tensors[0]}, return_dict=True).logits
-        return (logits,)
+        given: torch.Tensor = self.model(**{INPUT: tensors[0]}, return_dict=True)[self._output]
+        return (given,)

@@ -12,6 +12,8 @@ from mlos.errors import MlosError
 _PICTURES = 16
 _PIXELS = 224
 """Edge of a picture, where the configuration leaves it open."""
+_ANY_SIZE = ("dinov2",)
+"""Kinds of models that fit their positions to whatever size a picture has; the one they name is large."""
 
 
 def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Tensor]:
@@ -50,6 +52,8 @@ def _pictures(config: Any, generator: torch.Generator) -> torch.Tensor:
     """
     size = getattr(config, "image_size", _PIXELS)
     size = size if isinstance(size, int) else max(size)
+    if config.model_type in _ANY_SIZE:
+        size = min(size, _PIXELS)
     octaves = size.bit_length()
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:

@@ -1,0 +1,46 @@
+"""Encoders of images: what makes one vector of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING_NAMES
+
+from mlos.axon.convert.vision import Vision
+from mlos.errors import RefusedError
+
+TASK = "image-embeddings"
+
+
+def covers(architecture: str | None, source: Path) -> bool:
+    """Whether a repository is one of an encoder of images."""
+    return architecture in MODEL_FOR_IMAGE_MAPPING_NAMES.values()
+
+
+class ImageEncoder(Vision):
+    """An encoder that pools an image's features itself."""
+
+    TASK: ClassVar[str] = TASK
+    AUTO: ClassVar[Any] = transformers.AutoModel
+    PIPELINE: ClassVar[Any] = transformers.ImageFeatureExtractionPipeline
+    PARAMETERS: ClassVar[frozenset[str]] = frozenset()
+    OUTPUT: ClassVar[str] = "pooler_output"
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What makes pixels of an image file, and which output holds the vectors."""
+        return {TASK: {"steps": self._steps.model_dump(mode="json"), "output": self.OUTPUT}}
+
+    def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
+        """The pipeline's pooled vector of an image."""
+        try:
+            (vector,) = self._pipeline(image, pool=True)
+        except ValueError as error:
+            raise RefusedError(
+                f"a {type(self.model).__name__} does not pool what it sees of an image",
+                field="architectures",
+                expected="an encoder with a pooled output",
+                got=type(self.model).__name__,
+            ) from error
+        return {"embedding": vector, "dimensions": len(vector)}
