@@ -256,7 +256,7 @@ def _fetch(original: Package, folder: Path, store: Store, console: Console) -> N
     """Bring the weights that the original was made of: a quantized file is no source for another."""
     reference = _plain(original).at(original.manifest.commit)
     source = source_of(reference)
-    resolution = source.resolve(reference)
+    resolution = source.resolve(reference, allow_pickle=original.manifest.source_format == "pytorch")
     source.fetch(resolution, folder, store, console)
 
 
