@@ -11,11 +11,13 @@ import hashlib
 import shutil
 import warnings
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlos import __version__
 from mlos.axon import convert, prove_child
 from mlos.axon.convert import Converted, child
 from mlos.axon.seeding import child as seeding
@@ -23,6 +25,7 @@ from mlos.axon.seeding import recipe_of
 from mlos.catalogue import Entry, catalogue
 from mlos.model import FileEntry, Manifest, ParityMeasure
 from mlos.parity import tolerance_of
+from mlos.store import InstallRecord, Package, Store
 
 
 def _silence(event: dict[str, Any]) -> None:
@@ -98,6 +101,15 @@ class Small:
         source, converted = self.converted(name)
         shutil.copytree(source, folder)
         return Candidate(catalogue().entries[name], folder, converted)
+
+    def install(self, name: str, store: Store) -> Package:
+        """It as a package of ``store``, proved."""
+        with store.staging() as staging:
+            shutil.rmtree(staging.folder)
+            candidate = self.candidate(name, staging.folder)
+            measures = candidate.prove()
+            record = InstallRecord(installed_at=datetime.now(UTC), axon=__version__)
+            return store.commit(staging, candidate.draft(parity=measures), record)
 
     @staticmethod
     def _run(main: Any, order: dict[str, Any]) -> Any:

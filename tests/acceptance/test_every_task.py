@@ -9,30 +9,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.acceptance.conftest import SMALL, Served, serving
+from tests.acceptance.conftest import Served, serving
+from tests.small import Small
 
 import mlos.catalogue
+from mlos.store import Store
 
 CATALOGUE = Path(mlos.catalogue.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
-MODELS = (
-    SMALL
-    | {"dinov2": "seeded/tiny/dinov2"}
-    | {
-        "clip": "seeded/tiny/clip",
-        "segformer": "seeded/tiny/segformer",
-        "distilbert-sst2": "seeded/tiny/distilbert-sst2",
-        "distilbert-ner": "seeded/tiny/distilbert-ner",
-        "bge-small": "seeded/tiny/bge-small",
-    }
-)
+MODELS = [
+    "bert",
+    "bge-small",
+    "clip",
+    "dinov2",
+    "distilbert-ner",
+    "distilbert-sst2",
+    "minilm",
+    "resnet",
+    "segformer",
+    "t5",
+    "tinyllama",
+]
 """Every model that the documentation asks, by its short name."""
 
 
 @pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of all of them."""
-    with serving(tmp_path_factory.mktemp("every"), MODELS) as served:
+def every(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of the small variants of all of them."""
+    home = tmp_path_factory.mktemp("every")
+    for name in MODELS:
+        small.install(name, Store(home / "store"))
+    with serving(home, {}) as served:
         yield served
 
 
