@@ -9,8 +9,8 @@ export MLOS_RESULTS ?= results
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-e2e-test: setup ## Package, serve and validate the default models; write the dashboard (SET=all, WEIGHTS=small, TIER=release)
-	$(BIN)/mlos validate --set $(or $(SET),default) --weights $(or $(WEIGHTS),auto) --tier $(or $(TIER),smoke) --results $(MLOS_RESULTS) --keep
+e2e-test: setup ## Package, serve and validate the default models; write the dashboard (SET=all, MODELS=bert,t5, WEIGHTS=small, TIER=release)
+	$(BIN)/mlos validate --set $(or $(SET),default) --models "$(MODELS)" --weights $(or $(WEIGHTS),auto) --tier $(or $(TIER),smoke) --results $(MLOS_RESULTS) --keep
 
 test: setup lint types ## Lint, types and the tests
 	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15

@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Most pixels decoded, per request, all its images together; known before one is decoded.",
     )
+    max_audio_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Most seconds of sound heard, per request, each sound counted as its longest; known before "
+        "one is decoded.",
+    )
     max_queue: int = Field(default=256, gt=0, description="Requests waiting per model before 503.")
     allow_remote: bool = Field(
         default=False, description="Listen on an address other than loopback although requests need no token."

@@ -29,6 +29,8 @@ MODELS = [
     "segformer",
     "t5",
     "tinyllama",
+    "wav2vec2",
+    "wav2vec2-base",
 ]
 """Every model that the documentation asks, by its short name."""
 

@@ -9,7 +9,12 @@ from tests.small import Small
 
 from mlos.catalogue import catalogue
 
-SEEDED = [name for name, entry in catalogue().entries.items() if entry.seeded]
+SEEDED = [
+    pytest.param(name, marks=[] if "default" in entry.sets else pytest.mark.slow)
+    for name, entry in catalogue().entries.items()
+    if entry.seeded
+]
+"""All of them; those outside the default set take their turn in `make test-slow`."""
 
 
 @pytest.mark.parametrize("name", SEEDED)

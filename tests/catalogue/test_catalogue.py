@@ -18,7 +18,7 @@ from mlos.tasks.prepared import subject
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the catalogue's files that a test may damage."""
-    for name in ("models", "configs", "images"):
+    for name in ("models", "configs", "images", "audio"):
         shutil.copytree(catalogue().folder / name, tmp_path / name)
     shutil.copy(catalogue().folder / "defaults.toml", tmp_path)
     return tmp_path
@@ -32,7 +32,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
 
 def shapes(name: str) -> set[int]:
     requests = [case.request for case in catalogue().entries[name].golden]
-    several = [each.images or (each.texts if each.image is None else None) for each in requests]
+    several = [each.images or each.audios or (each.texts if each.image is None else None) for each in requests]
     return {len(subjects) if subjects else 1 for subjects in several}
 
 

@@ -19,6 +19,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "max_body_bytes": ("1000", 1000),
     "max_text_bytes": ("100", 100),
     "max_image_pixels": ("100", 100),
+    "max_audio_seconds": ("1.5", 1.5),
     "max_queue": ("7", 7),
     "allow_remote": ("true", True),
 }

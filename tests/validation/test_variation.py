@@ -102,5 +102,5 @@ def test_what_is_no_picture_is_asked_as_it_is() -> None:
 
 def test_every_kind_of_input_that_a_request_can_hold_is_known() -> None:
     plain = {"inputs", "outputs", "task", "stream", "parameters"}
-    varied = {"text", "texts", "prompt", "messages", "image", "images"}
+    varied = {"text", "texts", "prompt", "messages", "image", "images", "audio", "audios"}
     assert set(InferenceRequest.__struct_fields__) == plain | varied, "a new input must be varied too"

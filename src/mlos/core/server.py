@@ -92,7 +92,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
     terms = Terms(
         settings.threads or usable_cores(),
         settings.load_timeout,
-        Limits(settings.max_text_bytes, settings.max_image_pixels),
+        Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
     )
     supervisor = Supervisor(Store(settings.store), terms, named)
     metrics = Metrics(supervisor)

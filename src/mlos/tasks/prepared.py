@@ -36,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_text_bytes: int = Settings.model_fields["max_text_bytes"].default
     max_image_pixels: int = Settings.model_fields["max_image_pixels"].default
+    max_audio_seconds: float = Settings.model_fields["max_audio_seconds"].default
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The same request, asked otherwise: as long to compute, and another answer.
 
-Words change places, pictures are mirrored, turned and marked. So a load of such requests costs what the golden
-ones cost, and a cache of answers gains nothing on it; where repeated golden requests come back faster than
-these, there is one.
+Words change places, pictures are mirrored, turned and marked, sounds begin elsewhere. So a load of such
+requests costs what the golden ones cost, and a cache of answers gains nothing on it; where repeated golden
+requests come back faster than these, there is one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import soundfile  # type: ignore[import-untyped]  # it ships no types
 from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 _JPEG_QUALITIES = range(50, 100, 5)
@@ -47,11 +49,27 @@ class Variation:
             changed["image"] = self._picture(request["image"], chance)
         if "images" in request:
             changed["images"] = [self._picture(image, chance) for image in request["images"]]
+        if "audio" in request:
+            changed["audio"] = _other_sound(request["audio"], chance)
+        if "audios" in request:
+            changed["audios"] = [_other_sound(sound, chance) for sound in request["audios"]]
         return changed
 
     def _picture(self, image: str, chance: random.Random) -> str:
         content = _marked(chance.choice(self._pictures[image]), chance.randbytes(8))
         return base64.b64encode(content).decode()
+
+
+def _other_sound(text: str, chance: random.Random) -> str:
+    """A sound as long, as a WAV file: its samples moved round by a random number, and a little softer."""
+    try:
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(text)), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return text
+    moved = np.roll(samples, chance.randrange(1, max(2, len(samples))), axis=0) * chance.uniform(0.8, 1.0)
+    file = io.BytesIO()
+    soundfile.write(file, moved, rate, format="WAV", subtype="PCM_16")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _shuffled(text: str, chance: random.Random) -> str:

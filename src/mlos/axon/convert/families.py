@@ -12,6 +12,7 @@ from mlos.axon.convert import (
     image_text,
     segmentation,
     seq2seq,
+    speech,
     text_classifier,
     text_encoder,
     vision,
@@ -23,6 +24,7 @@ Loader: TypeAlias = Callable[[Path, Iterable[str] | None], Family]
 
 _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (image_text.covers, image_text.ImageText.load),
+    (speech.covers, speech.Speech.load),
     (image_encoder.covers, image_encoder.ImageEncoder.load),
     (text_encoder.covers, text_encoder.TextEncoder.load),
     (text_classifier.covers, text_classifier.TextClassifier.load),

@@ -12,6 +12,7 @@ from mlos.errors import MlosError
 _PICTURES = 16
 _PIXELS = 224
 """Edge of a picture, where the configuration leaves it open."""
+_SAMPLES = 8000
 _ANY_SIZE = ("dinov2",)
 """Kinds of models that fit their positions to whatever size a picture has; the one they name is large."""
 
@@ -32,10 +33,12 @@ def batch(model: transformers.PreTrainedModel, seed: int) -> dict[str, torch.Ten
         return texts | {"pixel_values": _pictures(model.config.vision_config, generator)}
     if taken == "pixel_values":
         return {taken: _pictures(model.config, generator)}
+    if taken == "input_values":
+        return {taken: _sounds(generator)}
     if taken != "input_ids":
         raise MlosError(
             f"a model that takes {taken} cannot be calibrated yet",
-            expected="input_ids, pixel_values",
+            expected="input_ids, input_values, pixel_values",
             got=taken,
         )
     texts = {"input_ids": torch.randint(model.config.vocab_size, (4, 32), generator=generator)}
@@ -73,3 +76,19 @@ def _pictures(config: Any, generator: torch.Generator) -> torch.Tensor:
         pictures += strength * layer[:, :, :size, :size]
         variance += strength**2 * (1 + colour**2) / 12
     return pictures / variance.sqrt() * contrast + brightness
+
+
+def _sounds(generator: torch.Generator) -> torch.Tensor:
+    """Four sounds of half a second at 16 kHz, shape (4, samples), of mean 0 and variance 1.
+
+    Each is noise that swells and fades over a few tones of its own.
+    """
+    time = torch.arange(_SAMPLES, dtype=torch.float64) / 16_000
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand(4, *shape, generator=generator).double() * (high - low) + low
+
+    tones = torch.sin(2 * torch.pi * uniform(80, 3000, 6, 1) * time + uniform(0, 6, 6, 1)).sum(1)
+    swelling = 1 + torch.sin(2 * torch.pi * uniform(2, 9, 1) * time + uniform(0, 6, 1))
+    sounds = (tones + uniform(0.2, 2, 1) * uniform(-1, 1, _SAMPLES)) * swelling
+    return (sounds - sounds.mean(1, keepdim=True)) / sounds.std(1, keepdim=True)

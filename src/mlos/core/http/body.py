@@ -92,7 +92,7 @@ async def _let_pass(request: Request, limit: int) -> None:
 
 
 async def understand(request: Request, body: bytes) -> InferenceRequest:
-    """A body as a V1 request, by its media type: a form, an image, else JSON, whatever it is said to be.
+    """A body as a V1 request, by its media type: a form, a file, else JSON, whatever it is said to be.
 
     Raises:
         InvalidInputError: it is not such a body (says where), or not such a request (names the field).
@@ -100,8 +100,10 @@ async def understand(request: Request, body: bytes) -> InferenceRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await forms.of_form(request.headers, body)
+    if kind.startswith("audio/"):
+        return forms.of_file(body, "audio", request.query_params)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return forms.of_image(body, request.query_params)
+        return forms.of_file(body, "image", request.query_params)
     return decode(_DECODER, body)
 
 

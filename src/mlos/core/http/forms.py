@@ -1,4 +1,4 @@
-"""Bodies that are files: a form with files in it, or one image as it is. Nothing here looks into an image."""
+"""Bodies that are files: a form with files in it, or one file as it is. Nothing here looks into one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mlos.core.http.errors import MediaTypeError
 from mlos.errors import InvalidInputError
 from mlos.model import InferenceRequest
 
-_FILES = ("image", "images", "file")
-"""Names of form fields that hold image files; several make a request of several images."""
+_FILES = {"image": "image", "images": "image", "file": "image", "audio": "audio", "audios": "audio"}
+"""Names of form fields that hold files, and what they are; several files make a request of several."""
 _WORDS = {name for name, kind in get_type_hints(InferenceRequest).items() if kind == str | None}
-_FIELDS = {field.name for field in msgspec.structs.fields(InferenceRequest)} - {"image", "images"}
+_FIELDS = {field.name for field in msgspec.structs.fields(InferenceRequest)} - set(_FILES)
 _MOST_FILES, _MOST_FIELDS = 64, 64
 
 
@@ -39,19 +39,20 @@ async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-def of_image(body: bytes, query: QueryParams) -> InferenceRequest:
-    """The request whose body is one image file; its other fields stand in the address, as in a form.
+def of_file(body: bytes, kind: str, query: QueryParams) -> InferenceRequest:
+    """The request whose body is one file, an ``image`` or ``audio``; other fields stand in the address.
 
     Raises:
         InvalidInputError: if one of them is unknown or no value for it.
     """
-    return _request({name: query.getlist(name) for name in query}, [body])
+    return _request({name: query.getlist(name) for name in query}, {kind: [body]})
 
 
 async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
     """The request of a ``multipart/form-data`` body.
 
-    Image files come as ``image`` (or ``images``, or ``file``), one or several. The other fields of a request
+    Image files come as ``image`` (or ``images``, or ``file``), sounds as ``audio`` (or ``audios``), one or
+    several. The other fields of a request
     come under their names: words as they are, everything else as JSON.
 
     Raises:
@@ -79,7 +80,7 @@ async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
 
 async def _of_items(form: FormData) -> InferenceRequest:
     fields: dict[str, list[str]] = {}
-    files: list[bytes] = []
+    files: dict[str, list[bytes]] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name not in _FILES:
@@ -89,7 +90,7 @@ async def _of_items(form: FormData) -> InferenceRequest:
                     expected=" or ".join(_FILES),
                     got=repr(name[:100]),
                 )
-            files.append(await value.read())
+            files.setdefault(_FILES[name], []).append(await value.read())
         else:
             fields.setdefault(name, []).append(value)
     if not fields and not files:
@@ -99,7 +100,7 @@ async def _of_items(form: FormData) -> InferenceRequest:
     return _request(fields, files)
 
 
-def _request(fields: Mapping[str, list[str]], images: list[bytes]) -> InferenceRequest:
+def _request(fields: Mapping[str, list[str]], files: Mapping[str, list[bytes]]) -> InferenceRequest:
     values: dict[str, Any] = {}
     for name, given in fields.items():
         if name not in _FIELDS:
@@ -117,8 +118,8 @@ def _request(fields: Mapping[str, list[str]], images: list[bytes]) -> InferenceR
             )
         else:
             values[name] = given[0] if name in _WORDS else _json(name, given[0])
-    if images:
-        values |= {"image": images[0]} if len(images) == 1 else {"images": images}
+    for kind, held in files.items():
+        values |= {kind: held[0]} if len(held) == 1 else {f"{kind}s": held}
     try:
         return msgspec.convert(values, InferenceRequest)
     except msgspec.ValidationError as error:
