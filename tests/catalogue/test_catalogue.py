@@ -49,7 +49,12 @@ def test_every_entry_resolves_by_all_its_references(name: str) -> None:
 def test_every_entry_asks_single_and_batched_golden_requests(name: str) -> None:
     entry = catalogue().entries[name]
     one_by_one = {"chat", "text-generation"}  # a request to these holds one subject
-    assert shapes(name) >= ({1} if one_by_one.issuperset(entry.tasks) else {1, 3})
+    if one_by_one.issuperset(entry.tasks):
+        assert 1 in shapes(name)
+    elif "image-segmentation" in entry.tasks:
+        assert shapes(name) >= {1, 2}  # the maps of three images are a body over the server's limit
+    else:
+        assert shapes(name) >= {1, 3}
     for case in entry.golden:
         subject(case.request)  # raises where fields do not go together
 

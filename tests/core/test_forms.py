@@ -10,7 +10,7 @@ import pytest
 from starlette.datastructures import Headers, QueryParams
 
 from mlos.core.http.errors import MediaTypeError
-from mlos.core.http.forms import of_form, of_image
+from mlos.core.http.forms import of_file, of_form
 from mlos.errors import InvalidInputError
 from mlos.model import InferenceRequest
 
@@ -45,7 +45,9 @@ def test_the_other_fields_are_words_or_json() -> None:
 
 
 def test_an_image_as_it_is_takes_its_fields_from_the_address() -> None:
-    asked = of_image(PICTURE, QueryParams({"parameters": '{"top_k": 1}', "task": "image-classification"}))
+    asked = of_file(
+        PICTURE, "image", QueryParams({"parameters": '{"top_k": 1}', "task": "image-classification"})
+    )
     assert asked == InferenceRequest(image=PICTURE, task="image-classification", parameters={"top_k": 1})
 
 
@@ -79,7 +81,7 @@ def test_a_form_in_another_encoding_is_refused_before_it_is_decoded() -> None:
 
 def test_a_field_that_stands_twice_in_an_address_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="stands 2 times"):
-        of_image(PICTURE, QueryParams([("task", "a"), ("task", "b")]))
+        of_file(PICTURE, "image", QueryParams([("task", "a"), ("task", "b")]))
 
 
 @pytest.mark.parametrize(
@@ -93,3 +95,8 @@ def test_a_field_that_stands_twice_in_an_address_is_refused() -> None:
 def test_a_broken_form_is_refused(content_type: str, body: bytes) -> None:
     with pytest.raises(InvalidInputError):
         asyncio.run(of_form(Headers({"content-type": content_type}), body))
+
+
+def test_a_sound_may_be_the_body() -> None:
+    request = of_file(b"RIFF", "audio", QueryParams(""))
+    assert (request.audio, request.image) == (b"RIFF", None)
