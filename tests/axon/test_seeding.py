@@ -165,8 +165,8 @@ def test_a_distribution_without_the_file_is_named() -> None:
 
 
 def test_a_model_without_recipe_cannot_be_seeded(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="minilm has no seeded recipe"):
-        seed(catalogue().entries["minilm"], True, tmp_path, Console())
+    with pytest.raises(NotFoundError, match="bert has no seeded recipe"):
+        seed(BERT.model_copy(update={"seeded": None}), True, tmp_path, Console())
 
 
 def test_without_the_framework_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
