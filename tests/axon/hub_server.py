@@ -81,6 +81,8 @@ class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.renamed: dict[str, str] = {}
+        self.accounts: dict[str, str] = {}
+        """Names by token. Where there are any, a token that is not among them is refused, as the hub does."""
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.stopping = threading.Event()
@@ -176,10 +178,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(302, b"", {"Location": fault.location})
             case _ if origin == "cdn":
                 self._cdn(path, fault)
+            case _ if path == "/api/whoami-v2":
+                self._whoami()
+            case _ if hub.accounts and self._token() not in (None, *hub.accounts):
+                self._error(401, None, "Invalid credentials in Authorization header")
             case _ if path.startswith("/api/models/"):
                 self._api(path.removeprefix("/api/models/"))
             case _:
                 self._resolve(path.removeprefix("/"), fault)
+
+    def _token(self) -> str | None:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+
+    def _whoami(self) -> None:
+        name = self.server.hub.accounts.get(self._token() or "")
+        if name is None:
+            self._error(401, None, "Invalid credentials in Authorization header")
+            return
+        answer = {"type": "user", "name": name, "auth": {"type": "access_token"}}
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _api(self, rest: str) -> None:
         name, _, revision = rest.partition("/revision/")
@@ -215,8 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             self._error(404, "RepoNotFound", "Repository not found")
             return
-        if repository.token is not None and self.headers.get("Authorization") != f"Bearer {repository.token}":
-            status, code = (403, "GatedRepo") if self.headers.get("Authorization") else (401, "GatedRepo")
+        if repository.token is not None and self._token() != repository.token:
+            status, code = (403, "GatedRepo") if self._token() else (401, "GatedRepo")
             self._error(status, code, f"Access to model {name} is restricted.")
             return
         if revision not in (*repository.revisions, repository.commit):
@@ -273,8 +290,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(status, body, headers)
 
-    def _error(self, status: int, code: str, message: str) -> None:
-        headers = {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json"}
+    def _error(self, status: int, code: str | None, message: str) -> None:
+        headers = {"X-Error-Message": message, "Content-Type": "application/json"}
+        if code is not None:
+            headers["X-Error-Code"] = code
         self._send(status, json.dumps({"error": message}).encode(), headers)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], announce: int | None = None) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from mlos import __version__, console
-from mlos.axon.commands import OutputOption, ProgressOption, install, remove, show, variants, verify, voice
+from mlos.axon.commands import (
+    OutputOption,
+    ProgressOption,
+    install,
+    login,
+    remove,
+    show,
+    variants,
+    verify,
+    voice,
+)
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 usage, 3 not found, 4 refused (verification, format, policy), "
@@ -46,6 +56,8 @@ app.command("info", epilog=EXIT_CODES)(show.info)
 app.command("verify", epilog=EXIT_CODES)(verify.run)
 app.command("remove", epilog=EXIT_CODES)(remove.remove)
 app.command("gc", epilog=EXIT_CODES)(remove.gc)
+app.command("login", epilog=EXIT_CODES)(login.login)
+app.command("logout", epilog=EXIT_CODES)(login.logout)
 
 
 def main() -> NoReturn:

@@ -1,7 +1,7 @@
 """The Hugging Face hub, or any server that speaks its API: ``hf/namespace/name[@revision]``.
 
-The client library's usual environment variables hold: ``HF_ENDPOINT``, ``HF_TOKEN`` (or a token file),
-``HF_HUB_OFFLINE``, ``HF_HUB_DOWNLOAD_TIMEOUT``. The library asks for the repository's state and builds
+The client library's usual environment variables hold: ``HF_ENDPOINT``, ``HF_TOKEN`` (or what ``axon login``
+stored), ``HF_HUB_OFFLINE``, ``HF_HUB_DOWNLOAD_TIMEOUT``. The library asks for the repository's state and builds
 addresses and headers; the bytes are brought by :mod:`mlos.axon.sources.download`, which can do what its own
 download does not: resume into a named file and answer for the declared hash. Its chunk store (Xet) and its
 cache are not used.
@@ -9,19 +9,19 @@ cache are not used.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but no __all__
 
 from mlos import __version__
-from mlos.axon.sources import Resolution, SourceFile, offline
+from mlos.axon.sources import Resolution, SourceFile, account, offline
+from mlos.axon.sources.account import endpoint
 from mlos.axon.sources.download import Patience, TransientError, download, is_transient, persist, retry_after
 from mlos.axon.sources.selection import select
 from mlos.console import Console
@@ -52,7 +52,7 @@ class HubSource:
         commit = info.sha or ""
         if len(commit) != 40 or any(digit not in "0123456789abcdef" for digit in commit):
             raise HubError(
-                f"{_endpoint()} gives {commit[:80]!r} as the commit of {shown}", expected="40 hex digits"
+                f"{endpoint()} gives {commit[:80]!r} as the commit of {shown}", expected="40 hex digits"
             )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         selection = select(siblings, shown, allow_pickle=allow_pickle)
@@ -69,7 +69,7 @@ class HubSource:
             licence=_licence(info),
             files=files,
             size=sum(file.size for file in files),
-            notes=selection.notes,
+            notes=(*_conditions(info, shown), *selection.notes),
             warnings=tuple(warnings),
         )
 
@@ -79,7 +79,7 @@ class HubSource:
         headers = build_hf_headers(library_name="mlos", library_version=__version__)
         with console.step(f"download {reference.path}", total=resolution.size, unit="B") as step:
             for file in resolution.files:
-                url = hf_hub_url(reference.path, file.path, revision=resolution.commit, endpoint=_endpoint())
+                url = hf_hub_url(reference.path, file.path, revision=resolution.commit, endpoint=endpoint())
                 target = destination / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with store.partial(file.key) as part:
@@ -100,8 +100,9 @@ class HubSource:
             raise HubError(
                 f"the hub is not asked for {reference}: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE"
             )
+        account.token()  # one that no header can carry is refused before the client shows it in its error
         try:
-            return HfApi(endpoint=_endpoint(), library_name="mlos", library_version=__version__).model_info(
+            return HfApi(endpoint=endpoint(), library_name="mlos", library_version=__version__).model_info(
                 reference.path, revision=revision, files_metadata=True, timeout=self._patience.stall
             )
         except HfHubHTTPError as error:
@@ -113,20 +114,16 @@ class HubSource:
             raise UsageError(f"not a repository's name: {reference.path!r}", field="reference") from error
         except httpx2.TransportError as error:
             problem = HubError(
-                f"{_endpoint()} does not answer: {str(error) or type(error).__name__}",
+                f"{endpoint()} does not answer: {str(error) or type(error).__name__}",
                 hint="check the network and HF_ENDPOINT; installed models go on working, and so does seeded/…",
             )
             raise TransientError(problem) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             # What the client raises on an answer that is no JSON, or not a model's: a portal's page.
             raise HubError(
-                f"{_endpoint()} answers for {reference.path} with something that is not the hub's API",
+                f"{endpoint()} answers for {reference.path} with something that is not the hub's API",
                 hint="check HF_ENDPOINT, and whether a proxy or a login page stands between",
             ) from error
-
-
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def _source_file(sibling: RepoSibling, shown: str) -> SourceFile:
@@ -140,6 +137,12 @@ def _source_file(sibling: RepoSibling, shown: str) -> SourceFile:
             got="none",
         )
     return SourceFile(sibling.rfilename, sibling.size, git_sha1=sibling.blob_id)
+
+
+def _conditions(info: ModelInfo, shown: str) -> tuple[str, ...]:
+    if not info.gated:
+        return ()
+    return (f"{shown} is given only to accounts that have accepted its licence at {endpoint()}/{info.id}",)
 
 
 def _licence(info: ModelInfo) -> str | None:
@@ -156,12 +159,19 @@ def _problem(response: httpx2.Response, reference: Reference, file: str | None =
     """What a refusal means and what to do about it; the hub's own code is trusted above the status."""
     shown = str(reference.at(None))
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    page = f"{_endpoint()}/{reference.path}"
+    page = f"{endpoint()}/{reference.path}"
+    known = "authorization" in response.request.headers
     if code == "GatedRepo":
+        whose = "the token's account is not among them" if known else "there is no token to show one"
+        login = "axon login with a token of another account" if known else "axon login"
         return AuthenticationError(
-            f"{shown} is given only to accounts that have accepted its licence",
-            hint=f"accept it at {page}, then set HF_TOKEN to a token of that account and try again",
+            f"{shown} is given only to accounts that have accepted its licence, and {whose}",
+            field="reference",
+            got=reference.path,
+            hint=f"accept it at {page} (some owners approve by hand); then {login}, or set HF_TOKEN",
         )
+    if status == 401 and "Invalid credentials" in response.headers.get("X-Error-Message", ""):
+        return account.unknown_token()
     if code == "RevisionNotFound":
         return NotFoundError(
             f"{shown} has no revision {reference.revision!r}",
@@ -173,24 +183,24 @@ def _problem(response: httpx2.Response, reference: Reference, file: str | None =
         return NotFoundError(f"{shown} has no file {file}", field=file)
     if code == "RepoNotFound" or status == 404:
         return NotFoundError(
-            f"the hub at {_endpoint()} has no repository {reference.path}, or it is private",
+            f"the hub at {endpoint()} has no repository {reference.path}, or it is private",
             field="reference",
             got=reference.path,
-            hint="check the name; for a private repository set HF_TOKEN to a token that may read it",
+            hint="check the name; if it is private, axon login with a token that may read it, or set HF_TOKEN",
         )
     if status in (401, 403):
         return AuthenticationError(
-            f"the hub at {_endpoint()} denies access to {reference.path} (HTTP {status})",
-            hint=f"see {page}; set HF_TOKEN to a token that may read it",
+            f"the hub at {endpoint()} denies access to {reference.path} (HTTP {status})",
+            hint=f"see {page}; axon login with a token that may read it (or set HF_TOKEN)",
         )
     if status == 429:
         wait = retry_after(response)
         when = "later" if wait is None else f"in {wait:g} s"
         return HubError(
-            f"the hub at {_endpoint()} asks to slow down (HTTP 429) for {reference.path}",
-            hint=f"try again {when}; with HF_TOKEN set the limits are wider",
+            f"the hub at {endpoint()} asks to slow down (HTTP 429) for {reference.path}",
+            hint=f"try again {when}; after axon login the limits are wider",
         )
     return HubError(
-        f"the hub at {_endpoint()} fails for {reference.path}{f' ({file})' if file else ''}: HTTP {status}",
+        f"the hub at {endpoint()} fails for {reference.path}{f' ({file})' if file else ''}: HTTP {status}",
         hint="try again later: what is downloaded is kept, and installed models go on working",
     )
