@@ -21,6 +21,7 @@ MODELS = [
     "bert",
     "bge-small",
     "clip",
+    "detr",
     "dinov2",
     "distilbert-ner",
     "distilbert-sst2",

@@ -130,11 +130,13 @@ def test_what_was_made_is_described(converted: tuple[Path, Converted]) -> None:
     assert facts["labels"] == list(catalogue().config(ENTRY)["id2label"].values())
     assert facts["steps"] == {
         "resize": 256,
+        "longest": None,
         "resample": 3,
         "crop": [224, 224],
         "rescale": 1 / 255,
         "offset": 0.0,
         "normalize": [{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}],
+        "pad": False,
     }
     assert dict(made.files)["preprocessor_config.json"] == "config"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

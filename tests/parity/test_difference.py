@@ -7,10 +7,12 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from mlos.model import InferenceRequest
 from mlos.parity import TOLERANCES, GoldenRecord, compare_inputs, compare_result
 
 FP32, INT8 = TOLERANCES["fp32"], TOLERANCES["int8"]
@@ -149,3 +151,60 @@ def test_parts_in_another_order_of_another_size_or_unreadable_differ(golden: Gol
     speck[0, 0] = True
     with_speck = [*parts[:1], part("sea", ~sky ^ (speck & ~sky)), part("gull", speck & ~sky)]
     assert differs(golden, parts, with_speck) is None  # a part that is all edge
+
+
+def objects(*scores: float, label: str = "cat", xmin: int = 10) -> list[dict[str, Any]]:
+    box = {"xmin": xmin, "ymin": -2, "xmax": 80, "ymax": 90}
+    return [{"score": score, "label": label, "box": box} for score in scores]
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "threshold"),
+    [
+        (objects(0.9, 0.7), objects(0.9005, 0.7), 0.5),
+        (objects(0.9), objects(0.9, xmin=11), 0.5),
+        (objects(0.9, 0.5003), objects(0.9), 0.5),
+        (objects(0.9), objects(0.5003, 0.9), None),
+        (objects(0.9), objects(0.9, 0.2001), 0.2),
+        (objects(0.5001), [], None),
+        ([], objects(0.5001), None),
+    ],
+)
+def test_objects_may_lie_a_pixel_away_and_lack_one_at_the_threshold(
+    golden: GoldenRecord, expected: Any, got: Any, threshold: float | None
+) -> None:
+    parameters = {} if threshold is None else {"threshold": threshold}
+    request = replace_request(golden.cases[0].request, parameters)
+    for one, other in ((expected, got), ([expected, expected], [got, got])):
+        case = replace(golden.cases[0], request=request, result=one)
+        assert compare_result(case, other, FP32) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (objects(0.9), objects(0.9, xmin=12)),
+        (objects(0.9), objects(0.9, label="dog")),
+        (objects(0.9), objects(0.91)),
+        (objects(0.9), objects(float("nan"))),
+        (objects(0.9, 0.7), objects(0.9)),
+        (objects(0.9), objects(0.9, 0.7)),
+        (objects(0.9, 0.7), objects(0.7, 0.9)),
+        (objects(0.9), []),
+        ([], objects(0.9)),
+        (objects(0.9), [{"score": 0.9, "label": "cat", "box": {}}]),
+        (objects(0.9), [{"score": 0.9, "label": "cat"}]),
+    ],
+)
+def test_other_objects_differ(golden: GoldenRecord, expected: Any, got: Any) -> None:
+    case = replace(golden.cases[0], result=expected)
+    assert "differs" in str(compare_result(case, got, FP32))
+
+
+def test_objects_of_reduced_precisions_are_left_to_the_outputs(golden: GoldenRecord) -> None:
+    case = replace(golden.cases[0], result=objects(0.9))
+    assert compare_result(case, objects(0.7, xmin=30), INT8) is None
+
+
+def replace_request(request: InferenceRequest, parameters: dict[str, Any]) -> InferenceRequest:
+    return msgspec.structs.replace(request, parameters=parameters)

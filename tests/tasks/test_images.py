@@ -14,6 +14,7 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from tests.tasks.pictures import photograph, picture, png, poison, readable, saved
+from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import load_image
 
 from mlos.axon.convert.image_processor import steps_of
@@ -22,7 +23,8 @@ from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
 from mlos.model import Artifact, InferenceRequest, Manifest, TensorSpec
 from mlos.tasks import Limits
-from mlos.tasks.images import MAX_INPUT_PIXELS, ImageEncoder, ImageSteps, images_of
+from mlos.tasks.image_steps import ImageSteps
+from mlos.tasks.images import MASK, MAX_INPUT_PIXELS, MAX_PADDED_PIXELS, PADDED, ImageEncoder, images_of
 
 TASK = "image-classification"
 READABLE, POISON = readable(), poison()
@@ -260,3 +262,68 @@ def test_an_unknown_processor_is_refused_by_name() -> None:
     with pytest.raises(RefusedError, match="GLPNImageProcessorPil") as caught:
         steps_of(unknown())
     assert caught.value.field == "image_processor_type"
+
+
+def detr(**settings: Any) -> ImageEncoder:
+    """An encoder of DETR's steps."""
+    steps = steps_of(transformers.DetrImageProcessorPil(**settings))
+    inputs = (
+        TensorSpec(name="pixel_values", dtype="FP32", shape=("batch", 3, *PADDED)),
+        TensorSpec(name=MASK, dtype="INT64", shape=("batch", *PADDED)),
+    )
+    outputs = (TensorSpec(name="logits", dtype="FP32", shape=("batch", 2)),)
+    artifact = Artifact(format="onnx", precision="fp32", path="model.onnx", inputs=inputs, outputs=outputs)
+    made = manifest(steps).model_copy(update={"artifact": artifact})
+    return ImageEncoder(made, TASK, Limits())
+
+
+def test_images_of_different_sizes_are_padded_as_the_framework_pads_them() -> None:
+    size = {"shortest_edge": 80, "longest_edge": 133}
+    sizes = [(60, 60), (300, 31), (47, 91), (80, 80)]
+    pictures = [picture().resize(each) for each in sizes]
+    wanted: Any = transformers.DetrImageProcessorPil(size=size)(images=pictures, return_tensors="np")
+    got, upright = detr(size=size).encode_sized([saved(each, "PNG") for each in pictures], "images")
+    assert set(got) == set(wanted) == {"pixel_values", MASK}
+    assert upright == [(height, width) for width, height in sizes]
+    for name, tensor in got.items():
+        assert tensor.dtype == wanted[name].dtype
+        np.testing.assert_array_equal(tensor, wanted[name])
+    assert 0 < got[MASK].mean() < 1
+    alone = detr(size=size).encode([saved(pictures[0], "PNG")], "image")
+    assert alone["pixel_values"].shape == (1, 3, 80, 80)
+    assert alone[MASK].all()
+
+
+def test_sizes_are_the_frameworks_to_the_pixel() -> None:
+    steps = ImageSteps(resize=800, longest=1333)
+    numbers = np.random.default_rng(0)
+    for width, height in [
+        *numbers.integers(1, 3000, (2000, 2)).tolist(),
+        (800, 1333),
+        (480, 800),
+        (1333, 1333),
+    ]:
+        wanted = get_size_with_aspect_ratio((height, width), 800, 1333)
+        assert steps.resized(width, height) == wanted[::-1]
+
+
+def test_padded_images_are_bounded_before_they_are_decoded_and_as_they_are_padded() -> None:
+    wide, high = (saved(picture().resize(size), "PNG") for size in ((1333, 800), (800, 1333)))
+    assert detr().encode([wide, high, wide], "images")["pixel_values"].shape == (3, 3, 1333, 1333)
+    with pytest.raises(PayloadTooLargeError, match=f"the limit of {MAX_PADDED_PIXELS} pixels in all"):
+        detr().encode([wide, high, high, wide], "images")
+    tiny = png(2, 2)
+    with pytest.raises(PayloadTooLargeError, match="as the model sees them"):
+        detr().encode([tiny] * 8 + [tiny[:60]], "images")  # the last cannot be decoded, and is not
+
+
+def test_a_line_that_would_vanish_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="3000 x 1 pixels become 1333 x 0 when resized"):
+        detr().encode([png(3000, 1)], "image")
+
+
+def test_padding_to_a_size_of_its_own_or_by_another_processor_is_refused() -> None:
+    with pytest.raises(RefusedError, match="pads images"):
+        detr(pad_size={"height": 900, "width": 900})
+    with pytest.raises(RefusedError, match="images of different sizes"):
+        detr(do_pad=False)

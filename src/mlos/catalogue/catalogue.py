@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlos.catalogue.entry import Entry, GoldenRequest
+from mlos.catalogue.entry import Entry, GoldenRequest, SeededRecipe
 from mlos.errors import MlosError, NotFoundError
 from mlos.model import Reference
 
@@ -77,8 +77,7 @@ class Catalogue:
                     )
                 owners[reference] = entry.name
             recipe = entry.seeded
-            shared = [recipe.labels.file] if recipe is not None and recipe.labels is not None else []
-            for config in (recipe.config, *recipe.files.values(), *shared) if recipe is not None else ():
+            for config in _files_of(recipe) if recipe is not None else ():
                 if not (folder / "configs" / config).is_file():
                     raise _wrong(path, "seeded", "files in configs/", repr(config))
             entries[entry.name] = entry
@@ -147,6 +146,12 @@ class Catalogue:
 def catalogue() -> Catalogue:
     """The catalogue that comes with MLOS."""
     return Catalogue.load(Path(__file__).parent)
+
+
+def _files_of(recipe: SeededRecipe) -> tuple[str, ...]:
+    """What a recipe names in ``configs/``."""
+    labels = [recipe.labels.file] if recipe.labels is not None else []
+    return recipe.config, *recipe.files.values(), *recipe.tiny.files.values(), *labels
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class TinyRecipe(_Frozen):
 
     overrides: dict[str, Any] = Field(min_length=1)
     parameters: int = Field(gt=0)
+    files: dict[str, str] = {}
+    """Those of the repository's files that differ too, by their files in ``configs/``."""
 
 
 class SeededRecipe(_Frozen):

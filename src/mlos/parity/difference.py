@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mlos.model import Tensors
+from mlos.parity.boxes import THRESHOLD, is_objects, unmatched
 from mlos.parity.masks import read_masks, share_differing
 from mlos.parity.positions import FORCED
 from mlos.parity.record import Case
@@ -70,15 +71,19 @@ def compare_result(case: Case, result: Any, tolerance: Tolerance) -> Difference 
     must hold the framework's entries in its order, except that entries whose scores tie within the tolerance
     may change places; scores are probabilities, so an error e of the logits is an error of 2 e of the score,
     relative to it. Of parts of an image (a list of objects with a ``mask``) at most the share :data:`EDGES` of
-    the pixels may differ, more by as much as the row lets decisions differ. Rows without an elementwise bound
-    leave rankings and single fractions to the argmax agreement of the outputs, and generated text to their
-    divergence: where one token turns out otherwise, all that follow may. Of a generation they compare the
-    tokens of the prompt alone.
+    the pixels may differ, more by as much as the row lets decisions differ. Objects in an image (a list of
+    objects with a ``box``) may lie a pixel away, and one whose score ties with the request's threshold may be
+    missing. Rows without an elementwise bound leave rankings, objects in images and single fractions to the
+    outputs' own measures, and generated text to their divergence: where one token turns out otherwise, all
+    that follow may. Of a generation they compare the tokens of the prompt alone.
     """
-    return _compare("result", case.result, result, tolerance)
+    threshold = case.request.parameters.get("threshold", THRESHOLD)
+    return _compare("result", case.result, result, tolerance, threshold)
 
 
-def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Difference | None:
+def _compare(
+    where: str, expected: Any, got: Any, tolerance: Tolerance, threshold: float = THRESHOLD
+) -> Difference | None:
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         if set(expected) != set(got):
             return Difference(f"{where} differs", _listed(expected), _listed(got))
@@ -86,11 +91,13 @@ def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Diffe
             expected, got = (
                 {"usage": {"prompt_tokens": each["usage"]["prompt_tokens"]}} for each in (expected, got)
             )
-        found = (_compare(f"{where}.{key}", expected[key], got[key], tolerance) for key in expected)
+        found = (_compare(f"{where}.{key}", expected[key], got[key], tolerance, threshold) for key in expected)
         return next(filter(None, found), None)
     if _is_list(expected) and _is_list(got):
         if _is_parts(expected) and _is_parts(got):
             return _compare_parts(where, expected, got, tolerance)
+        if (expected or got) and is_objects(expected) and is_objects(got):
+            return _compare_objects(where, expected, got, tolerance, threshold)
         if len(expected) != len(got):
             return Difference(f"{where} differs", f"{len(expected)} entries", f"{len(got)} entries")
         if _is_vector(expected) and _is_vector(got):
@@ -98,7 +105,7 @@ def _compare(where: str, expected: Any, got: Any, tolerance: Tolerance) -> Diffe
         if _is_ranking(expected) and _is_ranking(got):
             return _compare_ranking(where, expected, got, tolerance)
         pairs = enumerate(zip(expected, got, strict=True))
-        found = (_compare(f"{where}[{at}]", one, other, tolerance) for at, (one, other) in pairs)
+        found = (_compare(f"{where}[{at}]", one, other, tolerance, threshold) for at, (one, other) in pairs)
         return next(filter(None, found), None)
     if isinstance(expected, float) and isinstance(got, float | int) and not isinstance(got, bool):
         close = tolerance.atol is None or tolerance.rtol is None
@@ -131,13 +138,9 @@ def _compare_vector(
 def _compare_ranking(
     where: str, expected: Sequence[Mapping[str, Any]], got: Sequence[Mapping[str, Any]], tolerance: Tolerance
 ) -> Difference | None:
-    if tolerance.atol is None or tolerance.rtol is None:
+    ties = _ties(tolerance)
+    if ties is None:
         return None
-    relative = 2 * (tolerance.atol + tolerance.rtol)
-
-    def ties(score: float, reference: float) -> bool:
-        return abs(score - reference) <= relative * abs(reference)
-
     left = list(expected)
     for rank, (reference, entry) in enumerate(zip(expected, got, strict=True)):
         same = next((one for one in left if _identity(one) == _identity(entry)), None)
@@ -147,6 +150,29 @@ def _compare_ranking(
             return Difference(f"{where}[{rank}].score differs", f"{same['score']:.7g}", f"{entry['score']:.7g}")
         left.remove(same)
     return None
+
+
+def _compare_objects(
+    where: str,
+    expected: Sequence[Mapping[str, Any]],
+    got: Sequence[Mapping[str, Any]],
+    tolerance: Tolerance,
+    threshold: float,
+) -> Difference | None:
+    ties = _ties(tolerance)
+    found = None if ties is None else unmatched(expected, got, ties, threshold)
+    if found is None:
+        return None
+    one, other = ("no more objects" if each is None else _shown(each) for each in found)
+    return Difference(f"{where} differs", one, other)
+
+
+def _ties(tolerance: Tolerance) -> Callable[[float, float], bool] | None:
+    """Whether a score is another, which the row's errors of logits allow; None if it does not bound them."""
+    if tolerance.atol is None or tolerance.rtol is None:
+        return None
+    relative = 2 * (tolerance.atol + tolerance.rtol)
+    return lambda score, reference: abs(score - reference) <= relative * abs(reference)
 
 
 def _compare_parts(

@@ -17,7 +17,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +33,23 @@ from PIL import (
     UnidentifiedImageError,
     WebPImagePlugin,
 )
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest, TensorSpec
+from mlos.tasks.image_steps import ImageSteps
 from mlos.tasks.prepared import Limits, subject_among
 
 INPUT = "pixel_values"
 """The tensor of a model that takes images: FP32, (images, 3, height, width)."""
+MASK = "pixel_mask"
+"""Where images are padded to one size: INT64, (images, height, width), 1 at an image's pixels."""
+PADDED = ("height", "width")
+"""The free axes of a model that takes padded images."""
 MAX_INPUT_PIXELS = 32 * 224 * 224
 """Most pixels of one request as the model sees them: what it needs for its activations grows with them."""
+MAX_PADDED_PIXELS = 3 * 1333 * 1333
+"""The same where images are padded: three of the largest that DETR sees, some upright and some not."""
 FORMATS = tuple(
     plugin.format
     for plugin in (
@@ -60,64 +67,6 @@ _T = TypeVar("_T")
 Image.MAX_IMAGE_PIXELS = None
 # It also warns of odd but readable files, on the standard error of whoever decodes.
 warnings.filterwarnings("ignore", module=r"PIL(\..*)?$")
-
-_Length = Annotated[int, Field(gt=0, le=1 << 14)]
-_Colours = tuple[float, float, float]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Normalization(_Frozen):
-    """``(value - mean) / std``, for red, green and blue."""
-
-    mean: _Colours
-    std: _Colours
-
-
-class ImageSteps(_Frozen):
-    """What becomes of an upright RGB image, in this order. What is absent is not done.
-
-    ``resize`` is (height, width), or one number for the shortest edge, which keeps the proportions;
-    ``resample`` is Pillow's number of the filter. ``crop`` is (height, width) around the centre, with black
-    where the image is smaller. Each value from 0 to 255 then becomes ``value * rescale + offset`` and goes
-    through each of ``normalize``.
-    """
-
-    resize: _Length | tuple[_Length, _Length] | None = None
-    resample: int = Field(default=int(Image.Resampling.BILINEAR), ge=0, le=5)
-    crop: tuple[_Length, _Length] | None = None
-    rescale: float | None = None
-    offset: float = 0.0
-    normalize: tuple[Normalization, ...] = ()
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of whatever comes out; None if they depend on the image."""
-        return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
-
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after the first step; the longer edge is rounded down."""
-        if self.resize is None:
-            return width, height
-        if isinstance(self.resize, tuple):
-            return self.resize[1], self.resize[0]
-        longer = int(self.resize * max(width, height) / min(width, height))
-        return (self.resize, longer) if width <= height else (longer, self.resize)
-
-    def table(self) -> NDArray[np.float32]:
-        """What becomes of each value of each colour: shape (3, 256).
-
-        The product is rounded once, from double precision; what follows is computed in single precision.
-        """
-        values = np.arange(256, dtype=np.float64)
-        scaled = (values if self.rescale is None else values * self.rescale).astype(np.float32)
-        rows: NDArray[np.float32] = np.tile(scaled + np.float32(self.offset), (3, 1))
-        for step in self.normalize:
-            mean, std = (np.array(each, dtype=np.float32)[:, None] for each in (step.mean, step.std))
-            rows = (rows - mean) / std
-        return rows
 
 
 class ImageEncoder:
@@ -143,16 +92,16 @@ class ImageEncoder:
                 f"the package does not say how the task {task} prepares images: {error.errors()[0]['msg']}",
                 field=field,
             ) from error
-        size = self._steps.size
-        if size is None:
+        if self._steps.size is None and not self._steps.pad:
             raise RefusedError("images of one request must come out as one size", field=field)
-        (self._height, self._width), self._max_pixels = size, limits.max_image_pixels
-        self._table = self._steps.table()
+        self._max_pixels, self._table = limits.max_image_pixels, self._steps.table()
         taken = {
             spec.name: (spec.dtype, spec.shape[1:])
             for spec in (manifest.artifact.inputs if inputs is None else inputs)
         }
-        made = {INPUT: ("FP32", (3, self._height, self._width))}
+        made: dict[str, Any] = {INPUT: ("FP32", (3, *(self._steps.size or ())))}
+        if self._steps.pad:
+            made = {INPUT: ("FP32", (3, *PADDED)), MASK: ("INT64", PADDED)}
         if taken != made:
             raise RefusedError(
                 f"the task {task} makes other tensors of images than the model takes",
@@ -170,36 +119,41 @@ class ImageEncoder:
     ) -> tuple[dict[str, NDArray[Any]], list[tuple[int, int]]]:
         """The pixels of image files, (images, 3, height, width), and each upright image's own height and width.
 
+        Where images are padded, ``pixel_mask`` of shape (images, height, width) is 1 at an image's pixels.
         ``field`` is the request's: ``image``, or ``images``, whose files errors number.
 
         Raises:
             InvalidInputError: naming the file that is no image, or a broken one.
             PayloadTooLargeError: if a size in a header, or all together, are over a limit; nothing was decoded.
+                What padding adds is known afterwards.
         """
-        seen = len(files) * self._height * self._width
-        if seen > MAX_INPUT_PIXELS:
-            most = MAX_INPUT_PIXELS // (self._height * self._width)
-            raise PayloadTooLargeError(
-                f"{field}: {len(files)} images of {self._width} x {self._height} pixels, as the model sees "
-                f"them, are over the limit of {MAX_INPUT_PIXELS} pixels in all",
-                field=field,
-                expected=f"at most {most} images",
-                got=f"{len(files)} images",
-                hint="send fewer images at a time",
-            )
+        if self._steps.size is not None:
+            _check_seen(len(files), *self._steps.size, MAX_INPUT_PIXELS, field)
         fields = ["image"] if field == "image" else [f"images[{number}]" for number in range(len(files))]
-        left, opened = self._max_pixels, []
+        left, seen, opened = self._max_pixels, 0, []
         for name, content in zip(fields, files, strict=True):
             image = _open(content, name, left)
             left -= image.width * image.height
             self._check_resized(image, name)
+            seen += math.prod(self._steps.seen(image.width, image.height))
+            _check_seen(1, seen, 1, MAX_PADDED_PIXELS, field)
             opened.append(image)
-        pixels = np.empty((len(files), 3, self._height, self._width), dtype=np.float32)
-        for target, name, image in zip(pixels, fields, opened, strict=True):
-            prepared = self._cropped(_read(functools.partial(self._resized, image), name))
+        prepared = [
+            self._cropped(_read(functools.partial(self._resized, image), name))
+            for name, image in zip(fields, opened, strict=True)
+        ]
+        height, width = (max(edges) for edges in zip(*(each.shape[:2] for each in prepared), strict=True))
+        _check_seen(len(prepared), height, width, MAX_PADDED_PIXELS, field)
+        pixels = np.zeros((len(files), 3, height, width), dtype=np.float32)
+        mask = np.zeros((len(files), height, width), dtype=np.int64) if self._steps.pad else None
+        for number, image_pixels in enumerate(prepared):
+            own = np.s_[number, ..., : image_pixels.shape[0], : image_pixels.shape[1]]
             for colour, row in enumerate(self._table):
-                np.take(row, prepared[:, :, colour], out=target[colour])
-        return {INPUT: pixels}, [(image.height, image.width) for image in opened]  # upright by now
+                np.take(row, image_pixels[:, :, colour], out=pixels[own][colour])
+            if mask is not None:
+                mask[own] = 1
+        sizes = [(image.height, image.width) for image in opened]  # upright by now
+        return {INPUT: pixels} | ({} if mask is None else {MASK: mask}), sizes
 
     def _check_resized(self, image: Image.Image, field: str) -> None:
         """A line of pixels, its short edge resized, would become a huge image."""
@@ -211,6 +165,13 @@ class ImageEncoder:
                 expected=f"at most {self._max_pixels} pixels",
                 got=f"{width * height} pixels",
                 hint="send an image of more usual proportions",
+            )
+        if not width * height:
+            raise InvalidInputError(
+                f"{field}: {image.width} x {image.height} pixels become {width} x {height} when resized",
+                field=field,
+                expected="an image of more usual proportions",
+                got=f"{image.width} x {image.height} pixels",
             )
 
     def _resized(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -224,13 +185,13 @@ class ImageEncoder:
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The centre of an image, or the image in the centre: shape (height, width, 3)."""
-        if pixels.shape[:2] == (self._height, self._width):
+        size = self._steps.size
+        if size is None or pixels.shape[:2] == size:
             return pixels
         (top, down), (left, right) = (
-            _centred(length, wanted)
-            for length, wanted in zip(pixels.shape[:2], (self._height, self._width), strict=True)
+            _centred(length, wanted) for length, wanted in zip(pixels.shape[:2], size, strict=True)
         )
-        canvas = np.zeros((self._height, self._width, 3), dtype=np.uint8)
+        canvas = np.zeros((*size, 3), dtype=np.uint8)
         canvas[down, right] = pixels[top, left]
         return canvas
 
@@ -248,6 +209,23 @@ def images_of(request: InferenceRequest, task: str) -> tuple[str, list[bytes]]:
             "images holds no image", field="images", expected="at least one image", got="an empty list"
         )
     return kind, images
+
+
+def _check_seen(images: int, height: int, width: int, most: int, field: str) -> None:
+    """Check how many pixels the model sees, before there is room made for them.
+
+    Raises:
+        PayloadTooLargeError: if it sees more than ``most``.
+    """
+    if images * height * width > most:
+        raise PayloadTooLargeError(
+            f"{field}: {images} images of {width} x {height} pixels, as the model sees "
+            f"them, are over the limit of {most} pixels in all",
+            field=field,
+            expected=f"at most {most // (height * width)} images",
+            got=f"{images} images",
+            hint="send fewer images at a time",
+        )
 
 
 _JPEG_SCAN, _MOST_SCANS = b"\xff\xda", 200

@@ -19,7 +19,8 @@ class Labels:
     """The labels in the order of the model's ``logits``, and their scores.
 
     It reads from the task's ``options``: ``labels`` (a list of names) and, unless ``scores`` is given here,
-    ``scores`` (``softmax``, ``sigmoid`` or ``none``). ``axis`` of the logits is the labels'.
+    ``scores`` (``softmax``, ``sigmoid`` or ``none``). ``axis`` of the logits is the labels';
+    ``beside`` of them, the last, stand for no label.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Labels:
         task: str,
         scores: str | None = None,
         axis: int = -1,
+        beside: int = 0,
     ) -> None:
         names, scores = options.get("labels"), scores or options.get("scores")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -46,11 +48,11 @@ class Labels:
                 got=repr(scores),
             )
         shapes = {spec.name: spec.shape for spec in manifest.artifact.outputs}
-        if shapes.get(OUTPUT, ())[axis:][:1] != (len(names),):
+        if shapes.get(OUTPUT, ())[axis:][:1] != (len(names) + beside,):
             raise RefusedError(
                 f"the model's {OUTPUT} are not as many as its labels",
                 field=OUTPUT,
-                expected=f"{'a last axis' if axis == -1 else f'axis {axis}'} of {len(names)}",
+                expected=f"{'a last axis' if axis == -1 else f'axis {axis}'} of {len(names) + beside}",
                 got=str(list(shapes.get(OUTPUT, ()))),
             )
         self.names: list[str] = names

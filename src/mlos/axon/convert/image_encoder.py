@@ -26,11 +26,11 @@ class ImageEncoder(Vision):
     AUTO: ClassVar[Any] = transformers.AutoModel
     PIPELINE: ClassVar[Any] = transformers.ImageFeatureExtractionPipeline
     PARAMETERS: ClassVar[frozenset[str]] = frozenset()
-    OUTPUT: ClassVar[str] = "pooler_output"
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("pooler_output",)
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and which output holds the vectors."""
-        return {TASK: {"steps": self._steps.model_dump(mode="json"), "output": self.OUTPUT}}
+        return {TASK: {"steps": self._steps.model_dump(mode="json"), "output": self.OUTPUTS[0]}}
 
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """The pipeline's pooled vector of an image."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from transformers.image_processing_backends import PilBackend
 from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
@@ -19,11 +20,12 @@ from transformers.models.poolformer.image_processing_pil_poolformer import PoolF
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from mlos.errors import RefusedError
-from mlos.tasks.images import ImageSteps, Normalization
+from mlos.tasks.image_steps import ImageSteps, Normalization
 
 _KNOWN = (
     BeitImageProcessorPil,
     ConvNextImageProcessorPil,
+    DetrImageProcessorPil,
     EfficientNetImageProcessorPil,
     LevitImageProcessorPil,
     MobileNetV2ImageProcessorPil,
@@ -50,7 +52,10 @@ def steps_of(processor: Any) -> ImageSteps:
             expected="a processor that resizes, crops, rescales and normalizes alone",
             got=name,
         )
-    if getattr(processor, "do_pad", None):
+    pads = bool(getattr(processor, "do_pad", None))
+    if pads and (
+        type(processor) is not DetrImageProcessorPil or getattr(processor, "pad_size", None) is not None
+    ):
         raise RefusedError(f"the {name} pads images, which cannot be packaged yet", field="do_pad")
     try:
         steps = ImageSteps(
@@ -59,13 +64,14 @@ def steps_of(processor: Any) -> ImageSteps:
             rescale=processor.rescale_factor if processor.do_rescale else None,
             offset=-1.0 if processor.do_rescale and getattr(processor, "rescale_offset", False) else 0.0,
             normalize=_normalizations(processor),
+            pad=pads,
         )
     except ValidationError as error:
         raise RefusedError(
             f"the {name}'s settings are out of bounds: {error.errors()[0]['msg']}",
             field=".".join(str(part) for part in error.errors()[0]["loc"]),
         ) from error
-    if steps.size is None:
+    if steps.size is None and not steps.pad:
         raise RefusedError(
             f"the {name} makes images of different sizes, which cannot be one batch",
             field="size",
@@ -90,6 +96,8 @@ def _geometry(processor: Any) -> dict[str, Any]:
     elif processor.do_resize and size.shortest_edge and not size.longest_edge:
         edge = size.shortest_edge
         found = {"resize": int(256 / 224 * edge) if isinstance(processor, LevitImageProcessorPil) else edge}
+    elif processor.do_resize and isinstance(processor, DetrImageProcessorPil) and size.shortest_edge:
+        found = {"resize": size.shortest_edge, "longest": size.longest_edge}
     elif processor.do_resize and size.height and size.width:
         found = {"resize": (size.height, size.width)}
     elif processor.do_resize:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from mlos.axon.convert.export import export
+from mlos.axon.convert.export import Axes, export
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model
 from mlos.axon.convert.image_processor import steps_of
 from mlos.axon.convert.labels import labels_of, scores_of
@@ -48,7 +48,8 @@ class Vision(Family):
     AUTO: ClassVar[Any] = transformers.AutoModelForImageClassification
     PIPELINE: ClassVar[Any] = transformers.ImageClassificationPipeline
     PARAMETERS: ClassVar[frozenset[str]] = frozenset({"top_k"})
-    OUTPUT: ClassVar[str] = "logits"
+    INPUTS: ClassVar[tuple[str, ...]] = (INPUT,)
+    OUTPUTS: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(
         self, model: transformers.PreTrainedModel, processor: Any, source: Path, tasks: Iterable[str] | None
@@ -77,13 +78,8 @@ class Vision(Family):
 
     def write(self, output: Path, emit: Emit) -> Made:
         """The model as an ONNX file, its configuration and its image processor's."""
-        assert self._steps.size is not None  # steps_of saw to it
         exported = export(
-            _Flat(self.model, self.OUTPUT),
-            {INPUT: torch.zeros(2, 3, *self._steps.size)},
-            (self.OUTPUT,),
-            {INPUT: _AXES, self.OUTPUT: _AXES},
-            output,
+            _Flat(self.model, self.INPUTS, self.OUTPUTS), self.example(), self.OUTPUTS, self.axes(), output
         )
         exported.tell(emit)
         for name in _CONFIGS:
@@ -94,6 +90,15 @@ class Vision(Family):
             tools=exported.tools,
         )
 
+    def example(self) -> dict[str, torch.Tensor]:
+        """Tensors of each of the inputs to export with."""
+        assert self._steps.size is not None  # steps_of saw to it
+        return {INPUT: torch.zeros(2, 3, *self._steps.size)}
+
+    def axes(self) -> Axes:
+        """The free axes of inputs and outputs."""
+        return dict.fromkeys((*self.INPUTS, *self.OUTPUTS), _AXES)
+
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and labels with scores of logits."""
         config = self.model.config
@@ -103,6 +108,10 @@ class Vision(Family):
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """The pipeline's result for one image, in the words of JSON."""
         return self._pipeline(image, **parameters)
+
+    def results(self, images: list[Any], outputs: Any, parameters: dict[str, Any]) -> list[Any]:
+        """The framework's result for each image, ``outputs`` being the model's for all of them."""
+        return [self.asked(image, parameters) for image in images]
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's answer, by its own pipeline, which takes images one by one."""
@@ -117,25 +126,27 @@ class Vision(Family):
         if unknown:
             raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
         images = [load_image(Image.open(io.BytesIO(file))) for file in files]
-        pixels = self._pipeline.image_processor(images=images, return_tensors="pt")[INPUT]
-        results = [self.asked(image, request.parameters) for image in images]
+        encoded = self._pipeline.image_processor(images=images, return_tensors="pt")
+        inputs = {tensor: encoded[tensor] for tensor in self.INPUTS}
+        outputs: Any = self.model(**inputs)
+        results = self.results(images, outputs, request.parameters)
         return Case(
             name=name,
             request=request,
             task=task,
-            inputs={INPUT: pixels.numpy()},
-            outputs={self.OUTPUT: self.model(**{INPUT: pixels})[self.OUTPUT].numpy()},
+            inputs={tensor: value.numpy() for tensor, value in inputs.items()},
+            outputs={tensor: outputs[tensor].numpy() for tensor in self.OUTPUTS},
             result=results[0] if request.image is not None else results,
         )
 
 
 class _Flat(torch.nn.Module):
-    """The model as a function of pixels to a tuple of one tensor."""
+    """The model as a function of tensors, in the order of ``inputs``, to a tuple of ``outputs``."""
 
-    def __init__(self, model: torch.nn.Module, output: str) -> None:
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self._output = model, output
+        self.model, self._inputs, self._outputs = model, inputs, outputs
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
-        given: torch.Tensor = self.model(**{INPUT: tensors[0]}, return_dict=True)[self._output]
-        return (given,)
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = self.model(**dict(zip(self._inputs, tensors, strict=True)), return_dict=True)
+        return tuple(given[name] for name in self._outputs)

@@ -80,7 +80,7 @@ def recipe_of(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]
     tokenizer = _carried(words) if isinstance(words, CarriedTokenizer | GgufTokenizer) else {}
     files = {
         name: json.loads((catalogue().folder / "configs" / file).read_bytes())
-        for name, file in entry.seeded.files.items()
+        for name, file in (entry.seeded.files | (entry.seeded.tiny.files if tiny else {})).items()
     }
     recipe: dict[str, Any] = {
         "version": VERSION,

@@ -38,6 +38,8 @@ _QUARTERS = (1.0, 2.0**0.25, 2.0**0.5, 2.0**0.75)
 _BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
 _GAIN = re.compile(r"(weight|layer_scale\w*|lambda_?\d)$")
 """Vectors that multiply; scales of residual branches are published near 0 and trained away from it."""
+_WHOLE = re.compile(r"query_position_embeddings\.weight$")
+"""Tables that are added to every sample as they are, and not looked up."""
 _MEAN_STEP = 2.0**-6
 """Means are rounded to it; beside spreads near 1 it is small."""
 
@@ -88,13 +90,14 @@ def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedM
 def fill(model: torch.nn.Module, seed: int) -> None:
     """Give every parameter random values: matrices of spread 1 / sqrt(fan-in), gains near 1, biases near 0.
 
-    What is added to every sample as it is (positions, class tokens; their first axis is 1) has spread 1.
+    What is added to every sample as it is (positions, class tokens, whose first axis is 1; queries) has
+    spread 1. Frozen batch normalisations keep their gains and biases among their buffers.
 
     A lone number is near what the configuration says it begins with (``NAME_init_value``), or 0.
     """
     for name, parameter in model.named_parameters():  # a tied one comes once, under its first name
         noise = _uniform(parameter.shape, seed, name)
-        if parameter.dim() == 3 and len(parameter) == 1:
+        if (parameter.dim() == 3 and len(parameter) == 1) or _WHOLE.search(name):
             parameter.copy_(noise)
         elif parameter.dim() > 1:
             parameter.copy_(noise / math.sqrt(parameter[0].numel()))
@@ -103,6 +106,10 @@ def fill(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(noise * _NOISE + start)
         else:
             parameter.copy_(noise * _NOISE + (1 if _GAIN.search(name) else 0))
+    for name, module in model.named_modules():
+        for kind in ("weight", "bias") if _is_frozen(module) else ():
+            buffer = module.get_buffer(kind)
+            buffer.copy_(_uniform(buffer.shape, seed, f"{name}.{kind}") * _NOISE + (kind == "weight"))
 
 
 @torch.no_grad()
@@ -142,10 +149,14 @@ def calibrate(
             bias = bias[:, None]
         linear = output if bias is None else output - bias
         varying = common = linear
-        if bias is not None and _classifies(model, output):
-            common = linear.mean(0) if linear.dim() == 2 else linear.mean((0, 2, 3))[:, None, None]
+        shared = _shared_axes(model, output)
+        if bias is not None and shared:
+            common = linear.mean(shared)
+            common = common[:, None, None] if linear.dim() == 4 else common
             varying = linear - common
-        factor = _rounded(wanted(name) / float(varying.double().std()))
+        spread = float(varying.double().std())
+        # A first layer over queries sees zeros alone, and keeps its weights.
+        factor = _rounded(wanted(name) / spread) if spread else 1.0
         weight.mul_(factor)
         if bias is not None and varying is not linear:
             bias.sub_(_stepped(common * factor))
@@ -158,8 +169,10 @@ def calibrate(
         for name, layer in layers.items()
     ]
     for name, module in model.named_modules():
-        if isinstance(module, _BATCH_NORMS):
-            module.weight.mul_(wanted(name))
+        if isinstance(module, _BATCH_NORMS) or _is_frozen(module):
+            gains = module.weight
+            assert isinstance(gains, torch.Tensor)
+            gains.mul_(wanted(name))
             hooks.append(module.register_forward_pre_hook(_take_statistics))
     try:
         model(**samples)
@@ -170,20 +183,32 @@ def calibrate(
         torch.nn.Module.to(model, torch.float32)  # the framework's own method is not typed
 
 
-def _classifies(model: transformers.PreTrainedModel, output: torch.Tensor) -> bool:
-    """Whether a layer's output is a classifier's: a number for each label, for a sample or each pixel."""
-    return output.dim() in (2, 4) and output.shape[1] == model.config.num_labels
+def _shared_axes(model: transformers.PreTrainedModel, output: torch.Tensor) -> tuple[int, ...]:
+    """Over which axes a layer's output is decided by sample, pixel or query; none, if nothing is decided by it.
+
+    It is a classifier's, with a number for each label, or a detector's, with one more or a box for each query.
+    """
+    labels, queries = model.config.num_labels or 0, getattr(model.config, "num_queries", None)
+    if output.dim() in (2, 4) and output.shape[1] == labels:
+        return (0,) if output.dim() == 2 else (0, 2, 3)
+    if output.dim() == 3 and output.shape[1] == queries and output.shape[2] in (labels + 1, 4):
+        return (0, 1)
+    return ()
 
 
 def _take_statistics(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Give a batch normalisation mean and variance of its input, by channel."""
-    assert isinstance(module, _BATCH_NORMS)
-    assert module.running_mean is not None
-    assert module.running_var is not None
     taken = inputs[0]  # channels are the second axis, whatever follows
     variance, mean = torch.var_mean(taken, dim=[axis for axis in range(taken.dim()) if axis != 1])
-    module.running_mean.copy_(_stepped(mean))
-    module.running_var.copy_(torch.tensor([_rounded(each) for each in variance.tolist()]))
+    module.get_buffer("running_mean").copy_(_stepped(mean))
+    module.get_buffer("running_var").copy_(torch.tensor([_rounded(each) for each in variance.tolist()]))
+
+
+def _is_frozen(module: torch.nn.Module) -> bool:
+    """Whether it is a batch normalisation that keeps all it has in buffers, as in detectors' backbones."""
+    return {"weight", "bias", "running_mean", "running_var"} <= {
+        name for name, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _stepped(values: torch.Tensor) -> torch.Tensor:
