@@ -138,8 +138,10 @@ class Server:
 
 
 @contextmanager
-def serving(reference: str) -> Iterator[Server]:
+def serving(reference: str, *flags: str) -> Iterator[Server]:
     """``mlos_core --model REFERENCE`` on a free port, ready to answer; ended with the block, come what may.
+
+    ``flags`` are further ones of the program.
 
     Raises:
         UnavailableError: if it ends or does not become ready, with its reason or its last words.
@@ -149,7 +151,7 @@ def serving(reference: str) -> Iterator[Server]:
         log = Path(folder) / "mlos_core.log"
         with log.open("w") as stderr:
             process = subprocess.Popen(  # noqa: S603  (our own program)
-                [program("mlos_core"), "--model", reference, "--port", "0"],
+                [program("mlos_core"), "--model", reference, "--port", "0", *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,

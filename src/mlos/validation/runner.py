@@ -29,6 +29,7 @@ from mlos.parity import (
     require,
     tolerance_of,
 )
+from mlos.parity.record import TENSORS
 from mlos.store import Package, Store
 from mlos.validation import programs, results, traffic
 from mlos.validation.asking import Answer, ask
@@ -37,6 +38,8 @@ from mlos.validation.rows import GateFailed, OpenRow, Terms
 
 _REQUEST_SECONDS = 300.0
 _DEFAULT_TOLERANCE = "fp32"
+_BYTES, _CHARACTERS = 4, 24
+"""What a number takes of a tensor in single precision, and at most of a body."""
 _NOT_THE_MODELS_FAULT = (HubError, AuthenticationError, NoRoomError, MissingExtraError)
 """What keeps a model from being validated at all: nothing was found out about the model itself."""
 
@@ -49,7 +52,9 @@ def validate(planned: PlannedModel, terms: Terms) -> results.Row:
         if not terms.keep and not row.facts["install"].cached:
             running.callback(programs.remove, package.reference)
         with step(f"{planned.name}: load"):
-            server = row.attempt("load", lambda: running.enter_context(programs.serving(package.digest)))
+            server = row.attempt(
+                "load", lambda: running.enter_context(programs.serving(package.digest, *_room(package, terms)))
+            )
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
         _describe(row, server)
         url = f"{server.url}/v1/models/{quote(server.model['id'], safe='/@:')}/inference"
@@ -124,6 +129,14 @@ def _describe(row: OpenRow, server: programs.Server) -> None:
 def _peak(row: OpenRow, server: programs.Server) -> None:
     """How much memory the worker came to hold under load, where the server says it."""
     row.facts["peak_memory_bytes"] = row.attempt("traffic", server.now).get("peak_memory_bytes")
+
+
+def _room(package: Package, terms: Terms) -> list[str]:
+    """The flag that lets pass the golden tensors of a model which sees large images, written as JSON."""
+    golden = package.manifest.golden
+    size = (package.path(golden) / TENSORS).stat().st_size if golden is not None else 0
+    most = size // _BYTES * _CHARACTERS
+    return ["--max-body-bytes", str(most)] if most > terms.settings.max_body_bytes else []
 
 
 _Ask = Callable[[dict[str, Any]], Answer]
