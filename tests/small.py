@@ -23,9 +23,11 @@ from mlos.axon.convert import Converted, child
 from mlos.axon.seeding import child as seeding
 from mlos.axon.seeding import recipe_of
 from mlos.catalogue import Entry, catalogue
-from mlos.model import FileEntry, Manifest, ParityMeasure
+from mlos.engines import open_model
+from mlos.model import FileEntry, InferenceRequest, Manifest, ParityMeasure
 from mlos.parity import tolerance_of
 from mlos.store import InstallRecord, Package, Store
+from mlos.tasks import Limits, Silence, tasks_of
 
 
 def _silence(event: dict[str, Any]) -> None:
@@ -62,6 +64,14 @@ class Candidate:
         draft = self.draft(**changed)
         row = tolerance_of(draft.artifact, self.entry.tolerance)
         return prove_child.answer(self.folder, draft, row, 2, _silence)
+
+    def ask(self, **request: Any) -> Any:
+        """What its own task answers to a request, as a worker computes it."""
+        asked = InferenceRequest(**request)
+        task = tasks_of(self.folder, self.draft(), Limits()).choose(asked)
+        prepared = task.preprocess(asked)
+        engine = open_model(self.folder, self.converted.artifact, 1)
+        return task.postprocess(prepared, task.compute(engine, prepared, Silence()))
 
     def _entry(self, path: str) -> FileEntry:
         data = (self.folder / path).read_bytes()

@@ -22,11 +22,9 @@ from mlos.axon.convert.image_text import TASK
 from mlos.axon.seeding import child
 from mlos.axon.seeding.clip_bpe import END, START, clip_bpe
 from mlos.catalogue import catalogue
-from mlos.engines import SideBySide, asked_of, open_model
+from mlos.engines import SideBySide, asked_of
 from mlos.errors import InvalidInputError, ParityError, PayloadTooLargeError, RefusedError
-from mlos.model import InferenceRequest
 from mlos.parity import GoldenRecord, tolerance_named, vacuity
-from mlos.tasks import Limits, Silence, tasks_of
 
 ENTRY = catalogue().entries["clip"]
 LABELS = ["a cat", "a dog", "a cup"]
@@ -35,15 +33,6 @@ LABELS = ["a cat", "a dog", "a cup"]
 @pytest.fixture
 def candidate(small: Small, tmp_path: Path) -> Candidate:
     return small.candidate("clip", tmp_path / "candidate")
-
-
-def ask(candidate: Candidate, **request: Any) -> Any:
-    tasks = tasks_of(candidate.folder, candidate.draft(), Limits())
-    asked = InferenceRequest(**request)
-    task = tasks.choose(asked)
-    prepared = task.preprocess(asked)
-    engine = open_model(candidate.folder, candidate.converted.artifact, 1)
-    return task.postprocess(prepared, task.compute(engine, prepared, Silence()))
 
 
 def test_the_published_configuration_has_the_published_size() -> None:
@@ -123,37 +112,37 @@ def test_the_pipelines_answer(candidate: Candidate, small: Small) -> None:
     framework: Any = transformers
     pipeline = framework.pipeline(TASK, model=str(small.repository("clip")), device="cpu")
     files = [photograph(name) for name in ("rocket.jpg", "cat.jpg")]
-    ours = ask(candidate, images=files, texts=LABELS)
+    ours = candidate.ask(images=files, texts=LABELS)
     for ranking, file in zip(ours, files, strict=True):
         theirs = pipeline(Image.open(io.BytesIO(file)), candidate_labels=LABELS)
         assert [entry["label"] for entry in ranking] == [entry["label"] for entry in theirs]
         for one, other in zip(ranking, theirs, strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4)
-    alone = ask(candidate, image=files[0], texts=LABELS)
+    alone = candidate.ask(image=files[0], texts=LABELS)
     assert [entry["score"] for entry in alone] == pytest.approx([entry["score"] for entry in ours[0]])
-    assert ask(candidate, image=files[0], texts=["one alone"])[0]["score"] == 1
+    assert candidate.ask(image=files[0], texts=["one alone"])[0]["score"] == 1
 
 
 def test_an_empty_and_a_very_long_label_are_answered(candidate: Candidate) -> None:
-    answer = ask(candidate, image=photograph(), texts=["", "cat " * 25_000, "🐈"])
+    answer = candidate.ask(image=photograph(), texts=["", "cat " * 25_000, "🐈"])
     assert sum(entry["score"] for entry in answer) == pytest.approx(1)
 
 
 def test_one_side_alone_is_answered_as_tensors(candidate: Candidate) -> None:
     case = GoldenRecord.load(candidate.folder / "golden").cases[0]
     text = {name: case.inputs[name] for name in ("input_ids", "attention_mask")}
-    answer = ask(candidate, inputs=text)
+    answer = candidate.ask(inputs=text)
     assert set(answer) == {"text_embeds"}
     np.testing.assert_allclose(answer["text_embeds"], case.outputs["text_embeds"], atol=1e-4)
     image = {"pixel_values": case.inputs["pixel_values"]}
-    assert set(ask(candidate, inputs=image)) == {"image_embeds"}
-    assert set(ask(candidate, inputs=dict(case.inputs))) == {"image_embeds", "text_embeds"}
+    assert set(candidate.ask(inputs=image)) == {"image_embeds"}
+    assert set(candidate.ask(inputs=dict(case.inputs))) == {"image_embeds", "text_embeds"}
     with pytest.raises(InvalidInputError, match="'attention_mask' is missing"):
-        ask(candidate, inputs={"input_ids": case.inputs["input_ids"]})
+        candidate.ask(inputs={"input_ids": case.inputs["input_ids"]})
     with pytest.raises(InvalidInputError, match="'pixel_values' is missing"):
-        ask(candidate, inputs=text, outputs=["image_embeds"])
+        candidate.ask(inputs=text, outputs=["image_embeds"])
     with pytest.raises(InvalidInputError, match="no output 'logits'"):
-        ask(candidate, inputs=text, outputs=["logits"])
+        candidate.ask(inputs=text, outputs=["logits"])
 
 
 def test_parts_that_are_not_the_whole_are_refused(candidate: Candidate) -> None:
@@ -166,13 +155,13 @@ def test_parts_that_are_not_the_whole_are_refused(candidate: Candidate) -> None:
 @pytest.mark.parametrize("template", ["{0.__class__}", "{:>1000000000}", "{label}", "{}}", "no place", 3])
 def test_a_template_that_could_do_more_is_refused(candidate: Candidate, template: Any) -> None:
     with pytest.raises(InvalidInputError, match="hypothesis_template"):
-        ask(candidate, image=photograph(), texts=LABELS, parameters={"hypothesis_template": template})
+        candidate.ask(image=photograph(), texts=LABELS, parameters={"hypothesis_template": template})
 
 
 def test_a_template_that_multiplies_is_refused_before_it_is_written_out(candidate: Candidate) -> None:
     template = "{}" * 10_000
     with pytest.raises(PayloadTooLargeError, match="labels in their template"):
-        ask(candidate, image=photograph(), texts=["x" * 10_000], parameters={"hypothesis_template": template})
+        candidate.ask(image=photograph(), texts=["x" * 10_000], parameters={"hypothesis_template": template})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +175,7 @@ def test_a_template_that_multiplies_is_refused_before_it_is_written_out(candidat
 )
 def test_what_is_missing_is_named(candidate: Candidate, request_: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        ask(candidate, **request_)
+        candidate.ask(**request_)
     assert caught.value.field == field
 
 

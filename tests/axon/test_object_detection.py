@@ -25,9 +25,7 @@ from mlos.axon.seeding import child
 from mlos.catalogue import catalogue
 from mlos.engines import open_model
 from mlos.errors import InvalidInputError, ParityError, RefusedError
-from mlos.model import InferenceRequest
 from mlos.parity import GoldenRecord, compare_result, tolerance_named, vacuity
-from mlos.tasks import Limits, Silence, tasks_of
 
 ENTRY = catalogue().entries["detr"]
 FP32 = tolerance_named("fp32")
@@ -41,15 +39,6 @@ def candidate(small: Small, tmp_path: Path) -> Candidate:
 @pytest.fixture
 def golden(candidate: Candidate) -> GoldenRecord:
     return GoldenRecord.load(candidate.folder / "golden")
-
-
-def ask(candidate: Candidate, **request: Any) -> Any:
-    tasks = tasks_of(candidate.folder, candidate.draft(), Limits())
-    asked = InferenceRequest(**request)
-    task = tasks.choose(asked)
-    prepared = task.preprocess(asked)
-    engine = open_model(candidate.folder, candidate.converted.artifact, 1)
-    return task.postprocess(prepared, task.compute(engine, prepared, Silence()))
 
 
 def test_the_published_configuration_has_the_published_size_and_labels() -> None:
@@ -178,7 +167,7 @@ def test_boxes_are_those_of_the_upright_image(candidate: Candidate, small: Small
     framework: Any = transformers
     pipeline = framework.pipeline(TASK, model=str(small.repository("detr")), device="cpu")
     for file in (turned(6), saved(picture().convert("CMYK"), "JPEG"), photograph("camera.png")):
-        (got,) = ask(candidate, images=[file])
+        (got,) = candidate.ask(images=[file])
         theirs = pipeline(Image.open(io.BytesIO(file)))
         assert [entry["label"] for entry in got] == [entry["label"] for entry in theirs]
         for one, other in zip(got, theirs, strict=True):
@@ -187,14 +176,14 @@ def test_boxes_are_those_of_the_upright_image(candidate: Candidate, small: Small
 
 
 def test_the_threshold_decides_how_many(candidate: Candidate) -> None:
-    everything = ask(candidate, image=photograph(), parameters={"threshold": 0})
+    everything = candidate.ask(image=photograph(), parameters={"threshold": 0})
     assert len(everything) == 20
-    assert ask(candidate, image=photograph(), parameters={"threshold": 1}) == []
+    assert candidate.ask(image=photograph(), parameters={"threshold": 1}) == []
     for threshold in (-0.1, 1.5, True, "high"):
         with pytest.raises(InvalidInputError, match="threshold"):
-            ask(candidate, image=photograph(), parameters={"threshold": threshold})
+            candidate.ask(image=photograph(), parameters={"threshold": threshold})
     with pytest.raises(InvalidInputError):
-        ask(candidate, text="a cat", task=TASK)
+        candidate.ask(text="a cat", task=TASK)
 
 
 def test_a_backbone_of_a_library_that_is_not_there_is_refused(small: Small, tmp_path: Path) -> None:

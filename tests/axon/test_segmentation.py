@@ -17,12 +17,9 @@ from tests.tasks.pictures import photograph, picture, saved, turned
 from mlos.axon.convert.segmentation import TASK
 from mlos.axon.seeding import child
 from mlos.catalogue import catalogue
-from mlos.engines import open_model
 from mlos.errors import InvalidInputError, ParityError, RefusedError
-from mlos.model import InferenceRequest
 from mlos.parity import GoldenRecord, tolerance_named, vacuity
 from mlos.parity.masks import read_masks
-from mlos.tasks import Limits, Silence, tasks_of
 
 ENTRY = catalogue().entries["segformer"]
 
@@ -30,15 +27,6 @@ ENTRY = catalogue().entries["segformer"]
 @pytest.fixture
 def candidate(small: Small, tmp_path: Path) -> Candidate:
     return small.candidate("segformer", tmp_path / "candidate")
-
-
-def ask(candidate: Candidate, **request: Any) -> Any:
-    tasks = tasks_of(candidate.folder, candidate.draft(), Limits())
-    asked = InferenceRequest(**request)
-    task = tasks.choose(asked)
-    prepared = task.preprocess(asked)
-    engine = open_model(candidate.folder, candidate.converted.artifact, 1)
-    return task.postprocess(prepared, task.compute(engine, prepared, Silence()))
 
 
 def test_the_published_configuration_has_the_published_size_and_labels() -> None:
@@ -121,15 +109,15 @@ def test_a_flipped_bit_swapped_layers_and_a_missing_head_fail(candidate: Candida
 
 def test_masks_are_as_large_as_the_upright_image(candidate: Candidate) -> None:
     width, height = picture("coffee.jpg").size
-    (parts,) = ask(candidate, images=[turned(6)])
+    (parts,) = candidate.ask(images=[turned(6)])
     assert {mask.shape for mask in read_masks(parts).values()} == {(width, height)}
     assert all(part["score"] is None for part in parts)
-    narrow = ask(candidate, image=saved(picture().resize((700, 1)), "PNG"), parameters={"subtask": "semantic"})
+    narrow = candidate.ask(image=saved(picture().resize((700, 1)), "PNG"), parameters={"subtask": "semantic"})
     assert {mask.shape for mask in read_masks(narrow).values()} == {(1, 700)}
 
 
 def test_another_subtask_and_a_text_are_refused(candidate: Candidate) -> None:
     with pytest.raises(InvalidInputError, match="subtask"):
-        ask(candidate, image=photograph(), parameters={"subtask": "panoptic"})
+        candidate.ask(image=photograph(), parameters={"subtask": "panoptic"})
     with pytest.raises(InvalidInputError):
-        ask(candidate, text="a cat", task=TASK)
+        candidate.ask(text="a cat", task=TASK)

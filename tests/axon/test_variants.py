@@ -40,7 +40,7 @@ def test_a_seeded_variant_that_fails_its_row_is_refused_and_not_stored(store: St
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet"])
-def test_a_corrupted_scale_or_weight_fails_the_gate(small: Small, tmp_path: Path, name: str) -> None:
+def test_a_wrong_weight_fails_the_gate(small: Small, tmp_path: Path, name: str) -> None:
     candidate = small.candidate(name, tmp_path / "candidate")
     source = candidate.folder / "model.onnx"
     assert stored(source, tmp_path / "model.onnx", "fp16")
@@ -56,12 +56,30 @@ def test_a_corrupted_scale_or_weight_fails_the_gate(small: Small, tmp_path: Path
         candidate.prove(artifact=artifact)
 
 
+def test_a_corrupted_scale_fails_the_gate(small: Small, tmp_path: Path) -> None:
+    candidate = small.candidate("minilm", tmp_path / "candidate")
+    source = candidate.folder / "model.onnx"
+    assert quantized(source, tmp_path / "model.onnx")
+    artifact = candidate.converted.artifact.model_copy(update={"precision": "int8"})
+    for file in ("model.onnx", "model.onnx.data"):
+        (candidate.folder / file).write_bytes((tmp_path / file).read_bytes())
+    assert all(measure.tolerance == "int8" for measure in candidate.prove(artifact=artifact))
+    model = onnx.load(source)
+    scales = next(node for node in model.graph.node if node.op_type == "MatMulNBits").input[2]
+    stored_scales = next(each for each in model.graph.initializer if each.name == scales)
+    wrong = -4 * onnx.numpy_helper.to_array(stored_scales)
+    stored_scales.CopyFrom(onnx.numpy_helper.from_array(wrong, scales))
+    onnx.save(model, source)
+    with pytest.raises(ParityError, match="int8"):
+        candidate.prove(artifact=artifact)
+
+
 def test_dynamic_int8_replaces_the_products_of_weights(small: Small, tmp_path: Path) -> None:
     folder, _ = small.converted("bert")
     assert quantized(folder / "model.onnx", tmp_path / "model.onnx") == 13  # six to a layer, the head's own
 
 
-def test_a_damaged_variants_retrieval_drops() -> None:
+def test_the_measure_of_retrieval_drops_with_the_order() -> None:
     corpus = retrieval()
     right: Any = np.array([corpus.relevance(query) for query in range(len(corpus.queries))], dtype=np.float64)
     damaged = np.roll(right, 1, axis=0)

@@ -105,7 +105,7 @@ def validate(
     host = environment.record()
     identity = {"tier": tier, "host": host.id, "versions": {"mlos": __version__, **host.versions}}
     journal = Journal.open(results_folder, planned, identity, drawn, fresh=fresh)
-    terms = Terms(Settings(), tier, journal.seed, speak, progress, keep=keep)
+    terms = Terms(Settings(), tier, journal.seed, speak, progress, began=None if keep else journal.started)
     run, interrupted = _run(planned, journal, host, terms)
     path = run.save(results_folder)
     if not interrupted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from mlos.catalogue import Catalogue, Entry
 from mlos.errors import NotFoundError, UsageError
-from mlos.model import Reference
+from mlos.model import Reference, Weights
 
 WeightsChoice: TypeAlias = Literal["auto", "hub", "seeded", "trained", "small"]
 
@@ -116,10 +116,10 @@ def _by_entry(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> Planne
 
 
 def _choose(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> tuple[str, str]:
-    given: dict[str, str] = {kind: text for kind, text in entry.references.all().items()}  # noqa: C416  (wider keys)
+    given = entry.references.all()
     if weights == "small" and entry.tiny_reference:
         return entry.tiny_reference, "seeded: the small variant for tests"
-    if weights in given:
+    if weights in ("hub", "seeded", "trained") and weights in given:
         return given[weights], f"{weights}: asked for"
     if weights != "auto" and demanded:
         raise NotFoundError(
@@ -132,7 +132,7 @@ def _choose(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> tuple[st
     return reference, reason if weights == "auto" else f"{reason}; it has no {weights} ones"
 
 
-def _best(given: dict[str, str]) -> tuple[str, str]:
+def _best(given: Mapping[Weights, str]) -> tuple[str, str]:
     """Trained weights that are at hand, else the hub's where it answers, else seeded ones."""
     if "trained" in given and _carried(given["trained"]):
         return given["trained"], "trained: an installed Python package carries them"

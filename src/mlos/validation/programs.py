@@ -83,16 +83,19 @@ def remove(reference: str) -> None:
     """Run ``axon remove`` and ``axon gc``, so that the next model has the room.
 
     Raises:
-        MlosError: if one of them failed, with its last words.
+        MlosError: if one of them failed, with its last words, or did not end.
     """
     for command in (["remove", reference, "--yes"], ["gc"]):
-        done = subprocess.run(  # noqa: S603  (our own program)
-            [program("axon"), *command, "--output", "quiet", "--progress", "none"],
-            capture_output=True,
-            text=True,
-            timeout=START_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603  (our own program)
+                [program("axon"), *command, "--output", "quiet", "--progress", "none"],
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MlosError(f"axon {command[0]} did not end within {START_SECONDS:.0f} s") from error
         if done.returncode != 0:
             raise MlosError(
                 f"axon {command[0]} ended with status {done.returncode}: {done.stderr[-_TAIL:].strip()}"

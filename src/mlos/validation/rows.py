@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from mlos.console import Console, ProgressMode
@@ -21,7 +22,7 @@ _T = TypeVar("_T")
 class Terms:
     """How a run validates each of its models; ``progress`` is how the programs it starts show theirs.
 
-    Without ``keep``, what the run installed itself is removed after its row.
+    What was installed since ``began`` is removed after its row; nothing is where that is None.
     """
 
     settings: Settings
@@ -29,7 +30,7 @@ class Terms:
     seed: int
     console: Console
     progress: ProgressMode
-    keep: bool = True
+    began: datetime | None = None
 
 
 class GateFailed(Exception):  # noqa: N818  (no error: it carries a failed gate out of the row's steps)

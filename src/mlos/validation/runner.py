@@ -49,8 +49,8 @@ def validate(planned: PlannedModel, terms: Terms) -> results.Row:
     row, step = OpenRow(planned, terms), terms.console.step
     with suppress(GateFailed), ExitStack() as running:
         package = _install(row, planned, terms)
-        if not terms.keep and not row.facts["install"].cached:
-            running.callback(programs.remove, package.reference)
+        if terms.began is not None and package.record.installed_at >= terms.began:
+            running.callback(_remove, package, terms)
         with step(f"{planned.name}: load"):
             server = row.attempt(
                 "load", lambda: running.enter_context(programs.serving(package.digest, *_room(package, terms)))
@@ -111,6 +111,14 @@ def _install(row: OpenRow, planned: PlannedModel, terms: Terms) -> Package:
     }
     row.passed("install", "cached" if installed["cached"] else "packaged")
     return package
+
+
+def _remove(package: Package, terms: Terms) -> None:
+    """Make room for the next model; where that fails, the row stands and the person hears of it."""
+    try:
+        programs.remove(package.reference)
+    except MlosError as error:
+        terms.console.warn(f"{package.name} stays installed: {error.message}")
 
 
 def _describe(row: OpenRow, server: programs.Server) -> None:

@@ -43,7 +43,7 @@ def run(
         )
         return
     if "+" in reference and not reference.startswith("file:"):
-        installed = install_variant(reference, settings(), console)
+        installed = install_variant(reference, settings(), console, network=not offline)
     else:
         installed = install(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)
     console.result(data(installed), lambda: text(installed), [installed.package.digest])

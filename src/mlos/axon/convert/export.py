@@ -58,6 +58,19 @@ class Exported:
         }
 
 
+class Flat(torch.nn.Module):
+    """The model as a function of tensors, in the order of ``inputs``, to a tuple of ``outputs``."""
+
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self._inputs, self._outputs = model, inputs, outputs
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See the class."""
+        given = self.model(**dict(zip(self._inputs, tensors, strict=True)), return_dict=True)
+        return tuple(given[name] for name in self._outputs)
+
+
 def weights_beside(path: str) -> str:
     """The file of weights that belongs to the graph ``path``."""
     return f"{path}.data"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import msgspec
 import torch
 import transformers
 
-from mlos.errors import RefusedError
+from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
 from mlos.model import Artifact, FileRole, InferenceRequest
 from mlos.parity import Case, GoldenRecord
@@ -84,6 +84,17 @@ class Family(ABC):
             raise RefusedError(
                 f"golden request {name} asks for {task}", field=name, expected=", ".join(self.tasks), got=task
             )
+
+
+def check_known(name: str, request: InferenceRequest, known: Collection[str]) -> None:
+    """Refuse a golden request with a parameter that is not among ``known``.
+
+    Raises:
+        InvalidInputError: naming the first of them.
+    """
+    unknown = sorted(request.parameters.keys() - set(known))
+    if unknown:
+        raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
 
 
 def choose_tasks(architecture: str, able: list[str], wanted: Iterable[str] | None) -> list[str]:

@@ -34,13 +34,20 @@ class ImageEncoder(Vision):
 
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """The pipeline's pooled vector of an image."""
-        try:
-            (vector,) = self._pipeline(image, pool=True)
-        except ValueError as error:
+        (vector,) = self._pipeline(image, pool=True)
+        return {"embedding": vector, "dimensions": len(vector)}
+
+    def results(self, images: list[Any], outputs: Any, parameters: dict[str, Any]) -> list[Any]:
+        """The pooled vector of each image.
+
+        Raises:
+            RefusedError: if the model gives none.
+        """
+        if self.OUTPUTS[0] not in outputs:
             raise RefusedError(
                 f"a {type(self.model).__name__} does not pool what it sees of an image",
                 field="architectures",
                 expected="an encoder with a pooled output",
                 got=type(self.model).__name__,
-            ) from error
-        return {"embedding": vector, "dimensions": len(vector)}
+            )
+        return super().results(images, outputs, parameters)

@@ -18,6 +18,7 @@ from mlos.axon.convert.family import (
     SAFE,
     Family,
     Made,
+    check_known,
     choose_tasks,
     from_repository,
     load_model,
@@ -140,9 +141,7 @@ class ImageText(Family):
                 f"golden request {name} has no image with texts", field=name, expected="image or images, texts"
             )
         self.require_task(name, request.task or TASK)
-        unknown = sorted(request.parameters.keys() - {"hypothesis_template"})
-        if unknown:
-            raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
+        check_known(name, request, {"hypothesis_template"})
         images = [load_image(Image.open(io.BytesIO(file))) for file in files]
         template = request.parameters.get("hypothesis_template", _TEMPLATE)
         encoded = self.tokenizer(

@@ -13,8 +13,17 @@ import transformers
 from transformers.audio_utils import load_audio
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
-from mlos.axon.convert.export import export
-from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model, read_config
+from mlos.axon.convert.export import Flat, export
+from mlos.axon.convert.family import (
+    SAFE,
+    Family,
+    Made,
+    check_known,
+    choose_tasks,
+    from_repository,
+    load_model,
+    read_config,
+)
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
 from mlos.model import InferenceRequest
@@ -107,7 +116,7 @@ class Speech(Family):
             examples[MASK][1, 12_000:] = 0
         axes = {name: {0: "batch", 1: "samples"} for name in self._names}
         exported = export(
-            _Output(self.model, self._names, self._output),
+            Flat(self.model, self._names, (self._output,)),
             examples,
             (self._output,),
             axes | {self._output: {0: "batch", 1: "frames"}},
@@ -158,9 +167,7 @@ class Speech(Family):
             )
         task = request.task or self.tasks[0]
         self.require_task(name, task)
-        unknown = sorted(request.parameters.keys() - ({"return_timestamps"} if task == SPEECH else set()))
-        if unknown:
-            raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
+        check_known(name, request, {"return_timestamps"} if task == SPEECH else ())
         rate = self._extractor.sampling_rate
         sounds = [load_audio(base64.b64encode(file).decode(), rate, backend="soundfile") for file in files]
         prepared = self._extractor(
@@ -199,16 +206,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return float(value) if isinstance(value, float) else value
-
-
-class _Output(torch.nn.Module):
-    """The model as a function of its tensors to a tuple of one."""
-
-    def __init__(self, model: torch.nn.Module, names: tuple[str, ...], output: str) -> None:
-        super().__init__()
-        self.model, self._names, self._output = model, names, output
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor]:
-        given = dict(zip(self._names, tensors, strict=True))
-        found: torch.Tensor = getattr(self.model(**given, return_dict=True), self._output)
-        return (found,)

@@ -103,17 +103,6 @@ class TextFamily(Family):
         )
 
 
-def check_known(name: str, request: InferenceRequest, known: set[str]) -> None:
-    """Refuse a golden request with a parameter that is not among ``known``.
-
-    Raises:
-        InvalidInputError: naming the first of them.
-    """
-    unknown = sorted(request.parameters.keys() - known)
-    if unknown:
-        raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
-
-
 class _Flat(torch.nn.Module):
     """The model as a function of tensors: positional inputs, and the named outputs as a tuple."""
 

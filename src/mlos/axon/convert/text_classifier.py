@@ -12,9 +12,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from mlos.axon.convert.family import choose_tasks, load_model, load_tokenizer, read_config
+from mlos.axon.convert.family import check_known, choose_tasks, load_model, load_tokenizer, read_config
 from mlos.axon.convert.labels import labels_of, scores_of
-from mlos.axon.convert.text import AXES, TextFamily, check_known
+from mlos.axon.convert.text import AXES, TextFamily
 from mlos.model import InferenceRequest
 from mlos.parity import Case
 

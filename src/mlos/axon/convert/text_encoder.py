@@ -10,8 +10,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mlos.axon.convert.embedding import EmbeddingRecipe
-from mlos.axon.convert.family import choose_tasks, load_model, load_tokenizer, read_config
-from mlos.axon.convert.text import TextFamily, check_known
+from mlos.axon.convert.family import check_known, choose_tasks, load_model, load_tokenizer, read_config
+from mlos.axon.convert.text import TextFamily
 from mlos.model import InferenceRequest
 from mlos.parity import Case
 

@@ -14,8 +14,16 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from mlos.axon.convert.export import Axes, export
-from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model
+from mlos.axon.convert.export import Axes, Flat, export
+from mlos.axon.convert.family import (
+    SAFE,
+    Family,
+    Made,
+    check_known,
+    choose_tasks,
+    from_repository,
+    load_model,
+)
 from mlos.axon.convert.image_processor import steps_of
 from mlos.axon.convert.labels import labels_of, scores_of
 from mlos.errors import InvalidInputError, RefusedError
@@ -79,7 +87,7 @@ class Vision(Family):
     def write(self, output: Path, emit: Emit) -> Made:
         """The model as an ONNX file, its configuration and its image processor's."""
         exported = export(
-            _Flat(self.model, self.INPUTS, self.OUTPUTS), self.example(), self.OUTPUTS, self.axes(), output
+            Flat(self.model, self.INPUTS, self.OUTPUTS), self.example(), self.OUTPUTS, self.axes(), output
         )
         exported.tell(emit)
         for name in _CONFIGS:
@@ -122,9 +130,7 @@ class Vision(Family):
             )
         task = request.task or self.TASK
         self.require_task(name, task)
-        unknown = sorted(request.parameters.keys() - self.PARAMETERS)
-        if unknown:
-            raise InvalidInputError(f"golden request {name}: unknown parameter {unknown[0]}", field=unknown[0])
+        check_known(name, request, self.PARAMETERS)
         images = [load_image(Image.open(io.BytesIO(file))) for file in files]
         encoded = self._pipeline.image_processor(images=images, return_tensors="pt")
         inputs = {tensor: encoded[tensor] for tensor in self.INPUTS}
@@ -138,15 +144,3 @@ class Vision(Family):
             outputs={tensor: outputs[tensor].numpy() for tensor in self.OUTPUTS},
             result=results[0] if request.image is not None else results,
         )
-
-
-class _Flat(torch.nn.Module):
-    """The model as a function of tensors, in the order of ``inputs``, to a tuple of ``outputs``."""
-
-    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self._inputs, self._outputs = model, inputs, outputs
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = self.model(**dict(zip(self._inputs, tensors, strict=True)), return_dict=True)
-        return tuple(given[name] for name in self._outputs)

@@ -13,6 +13,7 @@ _PICTURES = 16
 _PIXELS = 224
 """Edge of a picture, where the configuration leaves it open."""
 _SAMPLES = 8000
+"""Half a second at 16 kHz."""
 _ANY_SIZE = ("dinov2",)
 """Kinds of models that fit their positions to whatever size a picture has; the one they name is large."""
 

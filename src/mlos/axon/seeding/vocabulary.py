@@ -34,7 +34,6 @@ class Vocabulary:
     unknown: int
     bos: int
     eos: int
-    add_bos: bool
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -81,5 +80,4 @@ def read_vocabulary(path: Path) -> Vocabulary:
         unknown=number("unknown", types.index(UNKNOWN) if UNKNOWN in types else -1),
         bos=number("bos", 1),
         eos=number("eos", 2),
-        add_bos=value("add_bos_token") is True,
     )

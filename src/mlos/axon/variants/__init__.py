@@ -25,7 +25,7 @@ from mlos.axon.sources.digests import sha256_of
 from mlos.axon.variants.quality import measured
 from mlos.catalogue import catalogue
 from mlos.console import Console
-from mlos.errors import CorruptError, MlosError, NotFoundError, RefusedError, UsageError
+from mlos.errors import CorruptError, HubError, MlosError, NotFoundError, RefusedError, UsageError
 from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
 from mlos.model import Artifact, FileEntry, FileRole, Manifest, Reference
@@ -78,7 +78,7 @@ class Order:
         return f"{self.original.reference}+{self.label}"
 
 
-def order(text: str, label: str, settings: Settings, console: Console) -> Order:
+def order(text: str, label: str, settings: Settings, console: Console, *, network: bool = True) -> Order:
     """What to make of the model ``text`` (installed first if it is not) in the form ``label``.
 
     Raises:
@@ -88,7 +88,7 @@ def order(text: str, label: str, settings: Settings, console: Console) -> Order:
     try:
         original = Store(settings.store).find(text)
     except NotFoundError:
-        original = install(text, settings, console).package
+        original = install(text, settings, console, network=network).package
     manifest = original.manifest
     if manifest.variant_of is not None:
         raise UsageError(
@@ -135,17 +135,18 @@ def order(text: str, label: str, settings: Settings, console: Console) -> Order:
     return wanted
 
 
-def install_variant(text: str, settings: Settings, console: Console) -> Installed:
+def install_variant(text: str, settings: Settings, console: Console, *, network: bool = True) -> Installed:
     """Make the variant that a reference with ``+NAME`` behind it names; its original is installed first.
 
     Raises:
         MlosError: as :func:`order` and :func:`make` do.
     """
     original, _, label = text.partition("+")
-    return make(order(original, label, settings, console), settings, console)
+    wanted = order(original, label, settings, console, network=network)
+    return make(wanted, settings, console, network=network)
 
 
-def make(wanted: Order, settings: Settings, console: Console) -> Installed:
+def make(wanted: Order, settings: Settings, console: Console, *, network: bool = True) -> Installed:
     """Make, prove and store a variant; one that is installed and sound is kept.
 
     Raises:
@@ -172,7 +173,7 @@ def make(wanted: Order, settings: Settings, console: Console) -> Installed:
         kept = [file for file in original.manifest.files if file.role not in _REPLACED]
         _copy(original, [file.path for file in kept], staging.folder)
         if original.manifest.artifact.format == "gguf":
-            _fetch(original, arrivals.folder, store, console)
+            _fetch(original, arrivals.folder, store, console, network=network)
         else:
             replaced = [file.path for file in original.manifest.files if file.role in _REPLACED]
             _copy(original, replaced, arrivals.folder)
@@ -252,10 +253,12 @@ def _named(manifest: Manifest, original: Package) -> str:
     return next((measure.tolerance for measure in original.manifest.parity), manifest.artifact.precision)
 
 
-def _fetch(original: Package, folder: Path, store: Store, console: Console) -> None:
+def _fetch(original: Package, folder: Path, store: Store, console: Console, *, network: bool) -> None:
     """Bring the weights that the original was made of: a quantized file is no source for another."""
     reference = _plain(original).at(original.manifest.commit)
     source = source_of(reference)
+    if source.remote and not network:
+        raise HubError(f"the weights of {reference} are needed again, and the network is not to be used")
     resolution = source.resolve(reference, allow_pickle=original.manifest.source_format == "pytorch")
     source.fetch(resolution, folder, store, console)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlos.axon.variants.quality import TASK
 from mlos.catalogue.retrieval import retrieval
 from mlos.engines import open_model
 from mlos.host.child import Emit, serve
@@ -15,15 +16,13 @@ from mlos.model import InferenceRequest, Manifest, QualityMeasure
 from mlos.parity.ranking import ndcg, order_agreement
 from mlos.tasks import Silence, tasks_of
 
-_TASK = "embeddings"
-
 
 def scores_of(folder: Path, manifest: Manifest, threads: int) -> NDArray[np.float64]:
     """How near each query (row) of the corpus is to each passage (column): the cosine of their embeddings."""
     tasks, engine = tasks_of(folder, manifest), open_model(folder, manifest.artifact, threads)
 
     def embed(text: str) -> NDArray[np.float64]:
-        request = InferenceRequest(text=text, task=_TASK)
+        request = InferenceRequest(text=text, task=TASK)
         task = tasks.choose(request)
         prepared = task.preprocess(request)
         result = task.postprocess(prepared, task.compute(engine, prepared, Silence()))

@@ -52,8 +52,7 @@ async def of_form(headers: Headers, body: bytes) -> InferenceRequest:
     """The request of a ``multipart/form-data`` body.
 
     Image files come as ``image`` (or ``images``, or ``file``), sounds as ``audio`` (or ``audios``), one or
-    several. The other fields of a request
-    come under their names: words as they are, everything else as JSON.
+    several. The other fields of a request come under their names: words as they are, everything else as JSON.
 
     Raises:
         InvalidInputError: if the body is no form, or a field is unknown or no value for it.
