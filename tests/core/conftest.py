@@ -82,12 +82,17 @@ class Server:
         return next(row for row in rows if model in (row["id"], row["reference"]))
 
     def worker(self, model: str) -> int:
-        """Process of the model's worker, which is told by the log alone."""
-        found = [
-            line["worker"]
-            for line in self.lines()
-            if line["message"] == "model ready" and line["model"] == model
-        ]
+        """Process of the model's worker, which is told by the log alone; that is written a little later."""
+        deadline = time.monotonic() + 10
+        while True:
+            found = [
+                line["worker"]
+                for line in self.lines()
+                if line["message"] == "model ready" and line["model"] == model
+            ]
+            if found or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
         return int(found[-1])
 
     def lines(self) -> list[Json]:
