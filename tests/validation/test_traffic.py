@@ -14,7 +14,9 @@ from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.model import InferenceRequest
 from mlos.parity import Case, GoldenRecord, tolerance_named
 from mlos.settings import Settings
+from mlos.validation import load as loading
 from mlos.validation import traffic
+from mlos.validation.load import Load
 from mlos.validation.plan import PlannedModel
 from mlos.validation.results import Row
 from mlos.validation.rows import GateFailed, OpenRow, Terms
@@ -119,6 +121,42 @@ def test_time_that_no_stage_explains_fails() -> None:
     row = measured(waiting, EMBEDS)
     assert verdicts(row) == {"traffic": "passed", "stages": "failed"}
     assert "something outside the model" in str(row.reason)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one with each SingleStream run that begins."""
+    begun: list[str] = []
+    real = loading.single_stream
+
+    def counted(url: str, *rest: Any) -> Load:
+        begun.append(url)
+        return real(url, *rest)
+
+    monkeypatch.setattr(loading, "single_stream", counted)
+    return begun
+
+
+def test_time_lost_once_is_measured_again(runs: list[str]) -> None:
+    def disturbed(body: dict[str, Any]) -> tuple[int, bytes]:
+        time.sleep(0.02 if len(runs) == 1 else 0)
+        return 200, answer() if len(runs) == 1 else answer(timings_ms=EXPLAINED)
+
+    row = measured(disturbed, EMBEDS)
+    assert verdicts(row) == {"traffic": "passed", "stages": "passed"}
+    assert len(runs) == 2
+    assert ", the first time client" in next(str(gate.detail) for gate in row.gates if gate.name == "stages")
+
+
+def test_a_wrong_answer_is_not_forgotten_by_measuring_again(runs: list[str]) -> None:
+    def disturbed(body: dict[str, Any]) -> tuple[int, bytes]:
+        time.sleep(0.02 if len(runs) == 1 else 0)
+        wrong = {"embedding": [0.6], "dimensions": 1}
+        return 200, answer(result=wrong) if len(runs) == 1 else answer(timings_ms=EXPLAINED)
+
+    row = measured(disturbed, EMBEDS)
+    assert verdicts(row) == {"traffic": "failed", "stages": "passed"}
+    assert "embedding[0] differs" in str(row.reason)
 
 
 def test_a_cache_of_answers_fails() -> None:

@@ -62,20 +62,12 @@ def measure(row: OpenRow, subject: Subject, terms: Terms) -> None:
 
 
 def _single_stream(row: OpenRow, subject: Subject, terms: Terms) -> None:
-    load = _run("traffic", loading.single_stream, row, subject, terms)
-    times = [sample.taken_ms for sample in load.samples]
-    typical = [load.samples[place] for place in stats.middle_half(times)]
-    latency = Latency.measured(
-        times,
-        [sum(sample.stages_ms.values()) for sample in load.samples],
-        claimed=claims_numbers(terms.tier),
-        stages_ms=_stages(load.samples, median),
-        typical_ms=_stages(typical, fmean),
-        typical_client_ms=round(fmean(sample.taken_ms for sample in typical), 4),
-        **_common(load, subject),
-    )
-    row.facts["latency"] = latency
-    problem = _wrong_answers(load, subject)
+    runs = [_timed(row, subject, terms)]
+    if not runs[0][1].stages_account_for_time:
+        # What another process does to this host passes; what our own server or client waits for comes back.
+        runs.append(_timed(row, subject, terms))
+    latency = row.facts["latency"] = runs[-1][1]
+    problem = next((wrong for load, _ in runs if (wrong := _wrong_answers(load, subject))), None)
     # Generations end where they end: their length hides what repeating saves, so their prompts are compared.
     generates = any(case.task in GENERATING for case in subject.golden.cases)
     if problem is None and claims_numbers(terms.tier) and not generates and latency.answers_from_memory:
@@ -84,11 +76,31 @@ def _single_stream(row: OpenRow, subject: Subject, terms: Terms) -> None:
         row.failed("traffic", problem)
     else:
         row.passed("traffic", f"{latency.n} requests, {latency.checked} answers checked, no error")
-    detail = f"client {latency.client_median_ms:.2f} ms, stages {latency.server_median_ms:.2f} ms (medians)"
+    detail = ", the first time ".join(_account(each) for _, each in reversed(runs))
     if latency.stages_account_for_time:
         row.passed("stages", detail)
     else:
         row.failed("stages", f"{detail}: something outside the model is being timed")
+
+
+def _timed(row: OpenRow, subject: Subject, terms: Terms) -> tuple[Load, Latency]:
+    """One SingleStream run, and what it says of the latency."""
+    load = _run("traffic", loading.single_stream, row, subject, terms)
+    times = [sample.taken_ms for sample in load.samples]
+    typical = [load.samples[place] for place in stats.middle_half(times)]
+    return load, Latency.measured(
+        times,
+        [sum(sample.stages_ms.values()) for sample in load.samples],
+        claimed=claims_numbers(terms.tier),
+        stages_ms=_stages(load.samples, median),
+        typical_ms=_stages(typical, fmean),
+        typical_client_ms=round(fmean(sample.taken_ms for sample in typical), 4),
+        **_common(load, subject),
+    )
+
+
+def _account(latency: Latency) -> str:
+    return f"client {latency.client_median_ms:.2f} ms, stages {latency.server_median_ms:.2f} ms (medians)"
 
 
 def _generation(row: OpenRow, subject: Subject, terms: Terms) -> None:
