@@ -105,6 +105,46 @@ def test_a_sound_file_is_read_right(tmp_path: Path) -> None:
     }
 
 
+def test_arrays_that_are_asked_for_are_given_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    model = Gguf().pair("texts", ARRAY, array(STRING, 100, b"".join(text(f"t{i}") for i in range(100))))
+    model.pair("numbers", ARRAY, array(F32, 100, struct.pack("<100f", *range(100))))
+    model.pair("truths", ARRAY, array(BOOL, 100, bytes([1, 0] * 50)))
+    model.pair("nested", ARRAY, array(ARRAY, 1, array(U8, 65, bytes(65))))
+    model.pair("short", ARRAY, array(U8, 1, b"\7"))
+    model.pair("other", ARRAY, array(U8, 65, bytes(65)))
+    path.write_bytes(model.built())
+    assert gguf.verify(path, whole=["texts", "numbers", "truths", "nested", "short", "absent"]).metadata == {
+        "texts": [f"t{i}" for i in range(100)],
+        "numbers": [float(i) for i in range(100)],
+        "truths": [True, False] * 50,
+        "nested": [{"array": "uint8", "length": 65}],
+        "short": [7],
+        "other": {"array": "uint8", "length": 65},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "items"),
+    [(U8, bytes(100)), (BOOL, b"\2" * 100), (STRING, text("ab") * 100)],
+    ids=["u8", "bool", "text"],
+)
+def test_arrays_given_whole_are_bounded_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, items: bytes
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(Gguf().pair("a", ARRAY, array(kind, 100, items)).built())
+    if kind == BOOL:
+        with pytest.raises(CorruptError, match="is no truth value"):
+            gguf.verify(path, whole=["a"])
+    monkeypatch.setattr(gguf, "MAX_VALUES", 99)
+    with pytest.raises(RefusedError, match="holds too much"):
+        gguf.verify(path, whole=["a"])
+    path.write_bytes(Gguf().pair("a", ARRAY, array(kind, 101, items)).built())
+    with pytest.raises(RefusedError):
+        gguf.verify(path, whole=["a"])
+
+
 def test_version_2_is_read_and_a_file_without_tensors_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(Gguf(version=u32(2)).built()[:24])

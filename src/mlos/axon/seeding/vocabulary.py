@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlos.axon.llama_cpp_source import gguf
 from mlos.errors import RefusedError
+from mlos.formats import gguf
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Types of pieces, which GGUF numbers as SentencePiece does."""
 _KINDS = ("llama", "gpt2")
+_PREFIX = "tokenizer.ggml."
+_LISTS = ("tokens", "token_type", "scores", "merges")
 _PLACEHOLDER = re.compile(r"\[PAD\d+\]")
 """What llama.cpp's converter calls the rows of an embedding that have no token; no tokenizer knows them."""
 
@@ -40,14 +42,12 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a GGUF file.
 
     Raises:
-        RefusedError: if it is of another kind than the two byte-pair encodings.
-        MissingExtraError: if no reader of such files is installed.
+        RefusedError: if it is of another kind than the two byte-pair encodings, or no sound GGUF file.
     """
-    reader = gguf().GGUFReader(path)
+    metadata = gguf.verify(path, whole=[f"{_PREFIX}{name}" for name in _LISTS]).metadata
 
     def value(key: str) -> object:
-        field = reader.get_field(f"tokenizer.ggml.{key}")
-        return None if field is None else field.contents()
+        return metadata.get(f"{_PREFIX}{key}")
 
     def values(key: str) -> list[object]:
         found = value(key)
