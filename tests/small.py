@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from mlos import __version__
@@ -72,6 +73,19 @@ class Candidate:
         prepared = task.preprocess(asked)
         engine = open_model(self.folder, self.converted.artifact, 1)
         return task.postprocess(prepared, task.compute(engine, prepared, Silence()))
+
+    def weights(self, graph: str) -> dict[str, Any]:
+        """The arrays that the ONNX file ``graph`` holds, by name."""
+        proto = onnx.load(self.folder / graph)
+        return {each.name: onnx.numpy_helper.to_array(each) for each in proto.graph.initializer}
+
+    def change(self, graph: str, changed: dict[str, Any]) -> None:
+        """Write other arrays into the ONNX file ``graph``."""
+        proto = onnx.load(self.folder / graph)
+        for each in proto.graph.initializer:
+            if each.name in changed:
+                each.CopyFrom(onnx.numpy_helper.from_array(changed[each.name], each.name))
+        onnx.save_model(proto, self.folder / graph)
 
     def _entry(self, path: str) -> FileEntry:
         data = (self.folder / path).read_bytes()
