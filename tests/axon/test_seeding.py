@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,34 @@ def test_calibration_gives_each_layer_its_spread() -> None:
     assert query == pytest.approx(3.0, rel=0.1)  # factors are rounded to quarters of an octave
     assert dense == pytest.approx(1.0, rel=0.1)
     assert sum(event.get("done", 0) for event in events) == events[0]["layers"] == 16
+
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from mlos.axon.seeding import child
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+before = peak()
+model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False, device="meta") for _ in range(20)))
+model.to_empty(device="cpu")
+with torch.no_grad():
+    child.fill(model, 1)
+    child.save_weights(model, torch.bfloat16, Path(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+def test_the_model_is_in_memory_once_while_it_is_filled_and_saved(tmp_path: Path) -> None:
+    """Else a model of three billion parameters would not fit where its fp32 form does."""
+    command = [sys.executable, "-c", _PEAK, str(tmp_path / "model.safetensors")]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    tensor = 4 * 2048 * 2048
+    assert (tmp_path / "model.safetensors").stat().st_size > 10 * tensor  # as bf16
+    assert grown < (20 + 4) * tensor  # a copy in bf16 would be ten more
 
 
 def test_another_seed_gives_another_model() -> None:

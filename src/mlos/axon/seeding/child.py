@@ -62,7 +62,7 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     fill(model, recipe["seed"])
     calibrate(model, recipe["seed"], [(re.compile(name), spread) for name, spread in recipe["spread"]], emit)
-    _save_weights(model, _dtype(recipe["config"]), destination / "model.safetensors")
+    save_weights(model, _dtype(recipe["config"]), destination / "model.safetensors")
     save_json(recipe["config"], destination / "config.json")
     for name, content in recipe.get("files", {}).items():
         (destination / name).parent.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def fill(model: torch.nn.Module, seed: int) -> None:
         if (parameter.dim() == 3 and len(parameter) == 1) or _WHOLE.search(name):
             parameter.copy_(noise)
         elif parameter.dim() > 1:
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+            parameter.copy_(noise.div_(math.sqrt(parameter[0].numel())))  # in place: one may be 1.6 GB
         elif parameter.dim() == 0:
             start = getattr(getattr(model, "config", None), f"{name.rpartition('.')[2]}_init_value", 0.0)
             parameter.copy_(noise * _NOISE + start)
@@ -220,7 +220,7 @@ def _uniform(shape: torch.Size, seed: int, name: str) -> torch.Tensor:
     """Uniform random numbers of mean 0 and variance 1, from a generator of this tensor's own."""
     own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
     numbers = torch.rand(shape, generator=torch.Generator().manual_seed(own))
-    return (numbers - 0.5) * math.sqrt(12)
+    return numbers.sub_(0.5).mul_(math.sqrt(12))
 
 
 def _rounded(factor: float) -> float:
@@ -237,17 +237,17 @@ def _dtype(config: dict[str, Any]) -> torch.dtype:
     return dtype
 
 
-def _save_weights(model: torch.nn.Module, dtype: torch.dtype, path: Path) -> None:
+def save_weights(model: torch.nn.Module, dtype: torch.dtype, path: Path) -> None:
+    """Write the model's weights as ``dtype``, which is what the model has from here on.
+
+    Each tensor takes the place of the one it was made of, so that never both models are in memory.
+    """
+    torch.nn.Module.to(model, dtype)
     distinct: dict[int, str] = {}
     tensors = model.state_dict()
     for name, tensor in tensors.items():  # tied tensors are stored once, under their first name
         distinct.setdefault(tensor.data_ptr(), name)
-    kept = {name: tensors[name].contiguous() for name in distinct.values()}
-    save_file(
-        {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in kept.items()},
-        path,
-        {"format": "pt"},
-    )
+    save_file({name: tensors[name].contiguous() for name in distinct.values()}, path, {"format": "pt"})
 
 
 if __name__ == "__main__":
