@@ -145,6 +145,29 @@ def test_arrays_given_whole_are_bounded_and_checked(
         gguf.verify(path, whole=["a"])
 
 
+def vocabulary(*tokens: str | bytes) -> Gguf:
+    return Gguf().pair("tokenizer.ggml.tokens", ARRAY, array(STRING, len(tokens), b"".join(map(text, tokens))))
+
+
+@pytest.mark.parametrize("others", [1, 63, 20_000])
+def test_a_vocabulary_with_a_token_twice_is_refused(tmp_path: Path, refusal: Refusal, others: int) -> None:
+    """llama.cpp would abort, and its process with it."""
+    tokens = [f"token {number}" for number in range(others)]
+    (tmp_path / "sound.gguf").write_bytes(vocabulary(*tokens, "", "", b"\xff", b"\xfe", "x" * 70_000).built())
+    assert verify(tmp_path / "sound.gguf").metadata["tokenizer.ggml.tokens"]
+    error = refusal("twice.gguf", vocabulary("\ufffd", *tokens, "\ufffd").built())
+    assert "two tokens of its vocabulary have the same text" in error.message
+    assert f"as tokens 0 and {others + 1}" in (error.got or "")
+
+
+def test_a_vocabulary_is_bounded(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "MAX_TOKENS", 99)
+    assert "at most 99 tokens" in (refusal("large.gguf", SOUND).expected or "")
+    monkeypatch.setattr(gguf, "MAX_TOKENS", 100)
+    monkeypatch.setattr(gguf, "MAX_TEXT", 1000)
+    assert "too long" in refusal("long.gguf", vocabulary("x" * 70_000).built()).message
+
+
 def test_version_2_is_read_and_a_file_without_tensors_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(Gguf(version=u32(2)).built()[:24])

@@ -8,7 +8,7 @@ before anything is done with it, and sizes are computed in integers that cannot 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ MAX_TEXTS = 1 << 27
 """Bytes of all texts together."""
 MAX_VALUES = 4_000_000
 """Values and texts that are looked at one by one: seconds of work, and ten times the largest vocabulary."""
+MAX_TOKENS = 1 << 20
+"""Tokens of a vocabulary, each of which is compared with all others."""
 MAX_KEY = 65_535
 MAX_NAME = 64
 MAX_DIMENSIONS = 4
@@ -31,6 +33,7 @@ MAX_NESTING = 4
 MAX_SHOWN = 64
 """Longer arrays are summarised as ``{"array": TYPE, "length": COUNT}``."""
 _ALIGNMENT = "general.alignment"
+_TOKENS = "tokenizer.ggml.tokens"
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {
     0: struct.Struct("<B"), 1: struct.Struct("<b"), 2: struct.Struct("<H"), 3: struct.Struct("<h"),
@@ -227,6 +230,8 @@ class _Verifier:
         length = self._count(
             f"items of {quoted(key)}", self._u64(f"the length of {quoted(key)}"), least, INT64_MAX
         )
+        if key == _TOKENS and depth == 0 and item == _STRING:
+            self._compare_tokens(length)
         if key in self.whole and depth == 0 and item != _ARRAY:
             return self._values(key, item, length)
         if length <= MAX_SHOWN:
@@ -242,6 +247,48 @@ class _Verifier:
         else:
             self._skip(length * least, f"the array {quoted(key)}")
         return {"array": item_name, "length": length}
+
+    def _compare_tokens(self, length: int) -> None:
+        """No two tokens may be alike: llama.cpp aborts the whole process where they are. The reader stays here.
+
+        Empty ones may: it gives each a name of its own.
+        """
+        if length > MAX_TOKENS:
+            raise self.source.refused(
+                "its vocabulary is too large", f"at most {MAX_TOKENS} tokens", str(length), "use another model"
+            )
+        known: dict[bytes, int] = {}
+        for number, token in enumerate(self._texts_from(self.at, length)):
+            before = known.setdefault(token, number) if token else number
+            if before != number:
+                raise self.source.refused(
+                    "two tokens of its vocabulary have the same text",
+                    "each text once, else llama.cpp cannot open it",
+                    f"{quoted(token.decode(errors='backslashreplace'))} as tokens {before} and {number}",
+                    "convert the model again; its tokenizer may have been damaged",
+                )
+
+    def _texts_from(self, place: int, length: int) -> Iterator[bytes]:
+        """The ``length`` texts that stand one after another from ``place``."""
+        what, source = f"a text of the array {quoted(_TOKENS)}", self.source
+        chunk, at = b"", 0
+
+        def need(count: int) -> None:
+            nonlocal chunk, at, place
+            if len(chunk) < at + count:
+                place, at = place + at, 0
+                chunk = source.read(place, max(count, min(1 << 16, source.size - place)), what)
+
+        for _ in range(length):
+            need(8)
+            size = _LENGTH.unpack_from(chunk, at)[0]
+            if size > MAX_TEXT:
+                raise source.refused(
+                    f"{what} is too long", f"at most {MAX_TEXT} bytes", f"{size} bytes", "use another model"
+                )
+            need(8 + size)
+            yield chunk[at + 8 : at + 8 + size]
+            at += 8 + size
 
     def _values(self, key: str, item: int, length: int) -> list[Any]:
         """All values of a long array of texts or numbers, without a call for each number."""
