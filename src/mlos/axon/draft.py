@@ -1,7 +1,8 @@
 """From a verified repository folder to the files of a package and the manifest that describes them.
 
 SafeTensors are converted; ONNX and GGUF files are taken as they are, with no framework that answers for them:
-ONNX is served as tensors, a language model in GGUF as what its metadata says it can do. What is not listed in
+ONNX with a configuration beside it is served by the tasks that fit both, without one as tensors; a language
+model in GGUF as what its metadata says it can do. What is not listed in
 the draft is left behind: the source's weights after a conversion, and whatever nobody asked for.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from mlos import __version__
 from mlos.axon.convert import convert
+from mlos.axon.fit import Fitted, fit
 from mlos.axon.sources import Resolution
 from mlos.axon.sources.digests import sha256_of
 from mlos.axon.sources.selection import is_document
@@ -129,11 +131,12 @@ def convert_to_draft(
     )
 
 
-def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) -> Draft:
+def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, console: Console) -> Draft:
     """Take the one ONNX or GGUF model of ``source``, all parts of it, and what belongs to it, into ``folder``.
 
     Raises:
-        RefusedError: if there are several.
+        RefusedError: if there are several, or the graph is of a kind that is refused.
+        MissingExtraError: if the framework, which reads a graph's configuration, is not installed.
     """
     model = survey.files[0].as_posix()
     parts = parts_of(model) if survey.format == "gguf" else (model,)
@@ -147,12 +150,10 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) ->
     if len(parts) > 1:
         found = zip((path.as_posix() for path in survey.files), survey.summaries, strict=True)
         summary = whole(dict(found), model)
-    left = {path.as_posix() for path in survey.ignored}
-    roles = {path: _role(path, model) for path in _relative(source) if path not in left}
-    _move(source, roles, folder)
     architecture = summary.metadata.get("general.architecture")
     vocabulary = _vocabulary(summary)
     tasks: tuple[str, ...] = ("tensors",)
+    fitted: Fitted | None = None
     if vocabulary is None:
         artifact = Artifact(
             format=survey.format,
@@ -161,15 +162,23 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path) ->
             inputs=summary.inputs,
             outputs=summary.outputs,
         )
+        if survey.format == "onnx" and (source / "config.json").is_file():
+            fitted = fit(source, folder, artifact, console)
+            artifact, tasks, architecture = fitted.artifact, fitted.tasks, fitted.architecture
     else:
         artifact = language_model(model, _precision(summary), vocabulary)
         tasks = ("chat", "text-generation") if _TEMPLATE in summary.metadata else ("text-generation",)
+    made = dict(fitted.files) if fitted is not None else {}
+    left = {path.as_posix() for path in survey.ignored} | made.keys()
+    roles = {path: _role(path, model) for path in _relative(source) if path not in left}
+    _move(source, roles, folder)
     return Draft(
         source_format=survey.format,
         artifact=artifact,
         tasks=tasks,
         parameters=summary.parameters,
-        roles=roles,
+        roles=roles | made,
+        preprocessing=fitted.preprocessing if fitted is not None else None,
         architecture=architecture if isinstance(architecture, str) else None,
     )
 

@@ -177,7 +177,7 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
             if survey.format == "safetensors":
                 draft = convert_to_draft(origin, arrivals.folder, staging.folder, console, readers)
             else:
-                draft = take_as_draft(origin, arrivals.folder, survey, staging.folder)
+                draft = take_as_draft(origin, arrivals.folder, survey, staging.folder, console)
         with clock.stage("package"):
             manifest = draft.manifest(origin, staging.folder)
         if manifest.golden is not None:

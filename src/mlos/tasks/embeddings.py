@@ -12,9 +12,7 @@ from mlos.errors import RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
 from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, require_finite, texts_of
 from mlos.tasks.task import SinglePass
-from mlos.tasks.text import TextEncoder
-
-_OUTPUT = "last_hidden_state"
+from mlos.tasks.text import TextEncoder, states_of
 
 
 def _mean(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -31,20 +29,26 @@ def _largest(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[
     return largest
 
 
-_POOLING = {"mean": _mean, "cls": _first, "max": _largest}
+def _unchanged(vectors: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
+    return vectors
+
+
+_MODEL = "model"
+_POOLING = {"mean": _mean, "cls": _first, "max": _largest, _MODEL: _unchanged}
 """From hidden states (batch, tokens, dimensions) and their mask (batch, tokens, 1) to vectors."""
 
 
 class Embeddings(SinglePass):
     """Sentence embeddings, pooled over the attention mask as sentence-transformers does it.
 
-    It reads from ``manifest.preprocessing["embeddings"]``: ``pooling`` (``mean``, the default, ``cls`` for the
-    first token, ``max`` for the largest value of each dimension), ``normalize`` (are vectors scaled to length
-    1? default false), ``lower_case`` (are texts lower-cased before the tokenizer has them? default false),
-    ``prompts`` (what may be put before a text, by name) with ``prompt`` (the name of the one that is unasked,
-    or null), and what :class:`~mlos.tasks.text.TextEncoder` reads. The parameter ``normalize`` of a request
-    overrides the package's, ``prompt_name`` its ``prompt``. One text is answered with
-    ``{"embedding": [...], "dimensions": n}``, several with a list of those.
+    It reads from ``manifest.preprocessing["embeddings"]``: ``output`` (the tensor that they are made of, by
+    default ``last_hidden_state``), ``pooling`` (``mean``, the default, ``cls`` for the first token, ``max`` for
+    the largest value of each dimension, ``model`` where the output is one vector for each text already),
+    ``normalize`` (are vectors scaled to length 1? default false), ``lower_case`` (are texts lower-cased before
+    the tokenizer has them? default false), ``prompts`` (what may be put before a text, by name) with ``prompt``
+    (the name of the one that is unasked, or null), and what :class:`~mlos.tasks.text.TextEncoder` reads. The
+    parameter ``normalize`` of a request overrides the package's, ``prompt_name`` its ``prompt``. One text is
+    answered with ``{"embedding": [...], "dimensions": n}``, several with a list of those.
     """
 
     name: ClassVar[str] = "embeddings"
@@ -65,8 +69,7 @@ class Embeddings(SinglePass):
         self._lower_case = bool(options.get("lower_case", False))
         self._prompts: dict[str, str] = options.get("prompts") or {}
         self._prompt: str | None = options.get("prompt")
-        if all(spec.name != _OUTPUT for spec in manifest.artifact.outputs):
-            raise RefusedError(f"the model gives no {_OUTPUT} to make embeddings of", field=_OUTPUT)
+        self._output = states_of(manifest, options, axes=2 if pooling == _MODEL else 3)
         self._normalize = bool(options.get("normalize", False))
         known: dict[str, Any] = {"normalize": ("true or false", lambda value: isinstance(value, bool))}
         if self._prompts:
@@ -88,7 +91,7 @@ class Embeddings(SinglePass):
             texts = [self._prompts[prompt] + text for text in texts]
         if self._lower_case:
             texts = [text.lower() for text in texts]
-        return Prepared(self._encoder.encode(texts), (_OUTPUT,), (request.text is not None, normalize))
+        return Prepared(self._encoder.encode(texts), (self._output,), (request.text is not None, normalize))
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Pool (batch, tokens, dimensions) over the tokens of each text.
@@ -96,7 +99,7 @@ class Embeddings(SinglePass):
         A mean is sum(h * mask) / max(sum(mask), 1e-9), the length at least 1e-12, as in the framework.
         """
         single, normalize = prepared.context
-        hidden = require_finite(_OUTPUT, computed[_OUTPUT]).astype(np.float64)
+        hidden = require_finite(self._output, computed[self._output]).astype(np.float64)
         mask = prepared.inputs["attention_mask"][:, :, None].astype(np.float64)
         vectors = self._pool(hidden, mask)
         if normalize:

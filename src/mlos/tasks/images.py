@@ -16,7 +16,7 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -102,7 +102,7 @@ class ImageEncoder:
         made: dict[str, Any] = {INPUT: ("FP32", (3, *(self._steps.size or ())))}
         if self._steps.pad:
             made = {INPUT: ("FP32", (3, *PADDED)), MASK: ("INT64", PADDED)}
-        if taken != made:
+        if not _alike(taken, made):
             raise RefusedError(
                 f"the task {task} makes other tensors of images than the model takes",
                 field="artifact.inputs",
@@ -194,6 +194,16 @@ class ImageEncoder:
         canvas = np.zeros((*size, 3), dtype=np.uint8)
         canvas[down, right] = pixels[top, left]
         return canvas
+
+
+def _alike(taken: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether a model takes the tensors that are made: a free axis of its takes any length."""
+    return taken.keys() == made.keys() and all(
+        dtype == made[name][0]
+        and len(axes) == len(made[name][1])
+        and all(isinstance(axis, str) or axis == own for axis, own in zip(axes, made[name][1], strict=True))
+        for name, (dtype, axes) in taken.items()
+    )
 
 
 def images_of(request: InferenceRequest, task: str) -> tuple[str, list[bytes]]:

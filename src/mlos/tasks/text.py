@@ -8,7 +8,7 @@ texts are padded to the longest of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,18 @@ class TextEncoder:
                 got=repr(number),
             )
         return number
+
+
+def states_of(manifest: Manifest, options: Mapping[str, Any], axes: int = 3) -> str:
+    """Which output holds what embeddings are made of: ``options["output"]``, which must have ``axes`` axes.
+
+    Raises:
+        RefusedError: if there is no such output.
+    """
+    output = options.get("output", "last_hidden_state")
+    if all((spec.name, len(spec.shape)) != (output, axes) for spec in manifest.artifact.outputs):
+        raise RefusedError(f"the model gives no {output} of {axes} axes to make embeddings of", field=output)
+    return str(output)
 
 
 def _load(path: Path) -> Tokenizer:

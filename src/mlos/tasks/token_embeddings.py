@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlos.errors import RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
 from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, texts_of
 from mlos.tasks.task import SinglePass
-from mlos.tasks.text import TextEncoder
-
-_OUTPUT = "last_hidden_state"
+from mlos.tasks.text import TextEncoder, states_of
 
 
 class TokenEmbeddings(SinglePass):
     """The last hidden state of each token, as the framework's feature-extraction pipeline answers.
 
     Special tokens are among them, padding is not. It reads from ``manifest.preprocessing["token-embeddings"]``
-    what :class:`~mlos.tasks.text.TextEncoder` reads. One text is answered with
+    ``output`` (the tensor of hidden states, by default ``last_hidden_state``) and what
+    :class:`~mlos.tasks.text.TextEncoder` reads. One text is answered with
     ``{"tokens": [...], "embeddings": [[...], ...], "dimensions": n}``, several with a list of those. A model
     that embeds whole texts too does that where a request names no task.
     """
@@ -28,8 +26,7 @@ class TokenEmbeddings(SinglePass):
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._encoder = TextEncoder(folder, manifest, self.name)
         self._max_text_bytes = limits.max_text_bytes
-        if all(spec.name != _OUTPUT for spec in manifest.artifact.outputs):
-            raise RefusedError(f"the model gives no {_OUTPUT} to make embeddings of", field=_OUTPUT)
+        self._output = states_of(manifest, self._encoder.options)
 
     def accepts(self, request: InferenceRequest) -> bool:
         """Every text has tokens."""
@@ -39,11 +36,11 @@ class TokenEmbeddings(SinglePass):
         """Tokenise; the texts of one request become one padded batch."""
         texts = texts_of(request, self.name, self._max_text_bytes)
         check_parameters(request, {})
-        return Prepared(self._encoder.encode(texts), (_OUTPUT,), request.text is not None)
+        return Prepared(self._encoder.encode(texts), (self._output,), request.text is not None)
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """The vectors (batch, tokens, dimensions) of the tokens that are no padding."""
-        hidden = require_finite(_OUTPUT, computed[_OUTPUT])
+        hidden = require_finite(self._output, computed[self._output])
         numbers, masks = prepared.inputs["input_ids"], prepared.inputs["attention_mask"].astype(bool)
         results = [
             {

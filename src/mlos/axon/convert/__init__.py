@@ -63,9 +63,7 @@ def convert(
         MissingExtraError: if the framework is not installed.
         RefusedError: if the repository is not of a kind that can be converted, or lacks weights.
     """
-    for package in _NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError.of("convert", "converting a model")
+    require_framework("converting a model")
     size = sum(path.stat().st_size for path in source.rglob("*.safetensors"))
     policy = Policy(
         read=(source,),
@@ -88,6 +86,17 @@ def convert(
     return converted
 
 
+def require_framework(what_for: str) -> None:
+    """See that the framework is installed, ``what_for`` being what needs it.
+
+    Raises:
+        MissingExtraError: if it is not.
+    """
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError.of("convert", what_for)
+
+
 def order(
     source: Path,
     output: Path,
@@ -100,10 +109,15 @@ def order(
         "output": output.absolute(),
         "tasks": None if tasks is None else list(tasks),
         "requests": [_case(name, given) for name, given in requests],
-        "defaults": {
-            task: [_case(f"{task}-{case.name}", case.request) for case in defaults.golden]
-            for task, defaults in catalogue().defaults.items()
-        },
+        "defaults": default_requests(),
+    }
+
+
+def default_requests() -> dict[str, list[dict[str, Any]]]:
+    """By task, the requests that serve a model outside the catalogue."""
+    return {
+        task: [_case(f"{task}-{case.name}", case.request) for case in defaults.golden]
+        for task, defaults in catalogue().defaults.items()
     }
 
 

@@ -25,6 +25,11 @@ from mlos.parity import Case, GoldenRecord
 
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How anything of a repository is loaded: from its folder alone, and running none of its code."""
+_VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"),
+    *("sentencepiece.bpe.model", "sentencepiece.model"),
+)
+"""Files that hold a tokenizer's vocabulary, of the kinds that are taken from a repository."""
 _T = TypeVar("_T")
 _UNLIMITED = 1 << 24
 _TRAINED_AT = {"xlnet": 512}
@@ -160,8 +165,16 @@ def load_tokenizer(source: Path) -> transformers.PreTrainedTokenizerFast:
     """The repository's tokenizer.
 
     Raises:
-        RefusedError: if it cannot be loaded or has no ``tokenizer.json`` form.
+        RefusedError: if there is none, it cannot be loaded or has no ``tokenizer.json`` form.
     """
+    # Where there is none the framework makes one up, of a handful of special tokens.
+    if not any((source / name).is_file() for name in _VOCABULARIES):
+        raise RefusedError(
+            "the repository has no tokenizer",
+            field="tokenizer",
+            expected=", ".join(_VOCABULARIES),
+            got="none of them",
+        )
     tokenizer = from_repository(
         lambda: transformers.AutoTokenizer.from_pretrained(source, use_fast=True, **SAFE)
     )

@@ -10,13 +10,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING_NAMES
 
 from mlos.axon.convert.vision import Vision
 from mlos.errors import RefusedError
+from mlos.tasks.image_steps import ImageSteps
 
 TASK = "image-embeddings"
+OUTPUT = "pooler_output"
 
 
 def covers(architecture: str | None, source: Path) -> bool:
     """Whether a repository is one of an encoder of images."""
     return architecture in MODEL_FOR_IMAGE_MAPPING_NAMES.values()
+
+
+def facts(steps: ImageSteps, config: Any) -> dict[str, Any]:
+    """What makes pixels of an image file, and which output holds the vectors."""
+    return {"steps": steps.model_dump(mode="json"), "output": OUTPUT}
 
 
 class ImageEncoder(Vision):
@@ -26,11 +33,11 @@ class ImageEncoder(Vision):
     AUTO: ClassVar[Any] = transformers.AutoModel
     PIPELINE: ClassVar[Any] = transformers.ImageFeatureExtractionPipeline
     PARAMETERS: ClassVar[frozenset[str]] = frozenset()
-    OUTPUTS: ClassVar[tuple[str, ...]] = ("pooler_output",)
+    OUTPUTS: ClassVar[tuple[str, ...]] = (OUTPUT,)
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and which output holds the vectors."""
-        return {TASK: {"steps": self._steps.model_dump(mode="json"), "output": self.OUTPUTS[0]}}
+        return {TASK: facts(self._steps, self.model.config)}
 
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """The pipeline's pooled vector of an image."""
@@ -43,7 +50,7 @@ class ImageEncoder(Vision):
         Raises:
             RefusedError: if the model gives none.
         """
-        if self.OUTPUTS[0] not in outputs:
+        if OUTPUT not in outputs:
             raise RefusedError(
                 f"a {type(self.model).__name__} does not pool what it sees of an image",
                 field="architectures",

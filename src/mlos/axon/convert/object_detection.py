@@ -14,6 +14,7 @@ from mlos.axon.convert.export import Axes
 from mlos.axon.convert.labels import labels_of
 from mlos.axon.convert.vision import Vision
 from mlos.errors import RefusedError
+from mlos.tasks.image_steps import ImageSteps
 from mlos.tasks.images import INPUT, MASK, PADDED
 
 TASK = "object-detection"
@@ -27,6 +28,11 @@ _AXES: Axes = {
 def covers(architecture: str | None, source: Path) -> bool:
     """Whether a repository is one of a detector."""
     return architecture in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.values()
+
+
+def facts(steps: ImageSteps, config: Any) -> dict[str, Any]:
+    """What makes pixels of an image file, and the labels of objects."""
+    return {"steps": steps.model_dump(mode="json"), "labels": labels_of(config)}
 
 
 class ObjectDetection(Vision):
@@ -75,8 +81,7 @@ class ObjectDetection(Vision):
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and the labels of objects."""
-        steps = self._steps.model_dump(mode="json")
-        return {TASK: {"steps": steps, "labels": labels_of(self.model.config)}}
+        return {TASK: facts(self._steps, self.model.config)}
 
     def results(self, images: list[Any], outputs: Any, parameters: dict[str, Any]) -> list[Any]:
         """What the pipeline makes of the model's outputs.

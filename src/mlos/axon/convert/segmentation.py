@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 
 from mlos.axon.convert.labels import labels_of
 from mlos.axon.convert.vision import Vision
+from mlos.tasks.image_steps import ImageSteps
 from mlos.tasks.label_map import mask_file
 
 TASK = "image-segmentation"
@@ -19,6 +20,11 @@ TASK = "image-segmentation"
 def covers(architecture: str | None, source: Path) -> bool:
     """Whether a repository is one of semantic segmentation."""
     return architecture in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values()
+
+
+def facts(steps: ImageSteps, config: Any) -> dict[str, Any]:
+    """What makes pixels of an image file, and the labels of the map."""
+    return {"steps": steps.model_dump(mode="json"), "labels": labels_of(config)}
 
 
 class Segmentation(Vision):
@@ -31,8 +37,7 @@ class Segmentation(Vision):
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and the labels of the map."""
-        steps = self._steps.model_dump(mode="json")
-        return {TASK: {"steps": steps, "labels": labels_of(self.model.config)}}
+        return {TASK: facts(self._steps, self.model.config)}
 
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """Each mask, a picture of Pillow's, as the file that the task answers with."""

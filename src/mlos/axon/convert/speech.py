@@ -41,6 +41,70 @@ def covers(architecture: str | None, source: Path) -> bool:
     return architecture in _RECOGNISERS | _ENCODERS
 
 
+def load_processors(source: Path) -> tuple[Any, Any]:
+    """The repository's feature extractor and, of a recogniser, its tokenizer.
+
+    Raises:
+        RefusedError: if one of them is missing, or of a kind that cannot be packaged.
+    """
+    framework: Any = transformers
+    extractor = from_repository(lambda: framework.AutoFeatureExtractor.from_pretrained(source, **SAFE))
+    if type(extractor) is not transformers.Wav2Vec2FeatureExtractor:
+        raise RefusedError(
+            f"a model with a {type(extractor).__name__} cannot be packaged yet",
+            field="feature_extractor_type",
+            expected="Wav2Vec2FeatureExtractor",
+            got=type(extractor).__name__,
+        )
+    config = read_config(source)
+    if extractor.feature_size != 1 or extractor.padding_side != "right" or config.get("add_adapter", False):
+        raise RefusedError(
+            "sounds of several features, padded at their beginning or through an adapter cannot be packaged "
+            "yet",
+            field="preprocessor_config.json",
+        )
+    if not is_recogniser(next(iter(config["architectures"]))):
+        return extractor, None
+    tokenizer = from_repository(lambda: framework.AutoTokenizer.from_pretrained(source, **SAFE))
+    if type(tokenizer) is not transformers.Wav2Vec2CTCTokenizer or tokenizer.clean_up_tokenization_spaces:
+        raise RefusedError(
+            "the tokenizer writes text in a way that cannot be packaged yet",
+            field="tokenizer_class",
+            expected="Wav2Vec2CTCTokenizer",
+            got=type(tokenizer).__name__,
+        )
+    return extractor, tokenizer
+
+
+def is_recogniser(architecture: str | None) -> bool:
+    """Whether a model recognises speech."""
+    return architecture in _RECOGNISERS
+
+
+def facts(extractor: Any, tokenizer: Any, config: Any) -> dict[str, Any]:
+    """What makes samples of a sound file and, where there is a tokenizer, text of logits."""
+    found: dict[str, Any] = {
+        "steps": {
+            "rate": extractor.sampling_rate,
+            "normalize": bool(extractor.do_normalize),
+            "padding": float(extractor.padding_value),
+            "mask": bool(extractor.return_attention_mask),
+            "kernels": list(config.conv_kernel),
+            "strides": list(config.conv_stride),
+        }
+    }
+    if tokenizer is None:
+        return found
+    return found | {
+        "tokens": tokenizer.convert_ids_to_tokens(list(range(config.vocab_size))),
+        "blank": tokenizer.pad_token,
+        "delimiter": tokenizer.word_delimiter_token,
+        "space": tokenizer.replace_word_delimiter_char,
+        "lower": bool(tokenizer.do_lower_case),
+        "ratio": config.inputs_to_logits_ratio,
+    }
+
+
 class Speech(Family):
     """A model of samples, its feature extractor and, of a recogniser, its tokenizer."""
 
@@ -71,42 +135,14 @@ class Speech(Family):
             RefusedError: if weights, feature extractor or tokenizer are missing or of a kind that cannot be
                 packaged, or the model cannot do one of ``tasks``.
         """
-        recogniser = next(iter(read_config(source)["architectures"])) in _RECOGNISERS
+        recogniser = is_recogniser(next(iter(read_config(source)["architectures"])))
         framework: Any = transformers
         model = load_model(framework.AutoModelForCTC if recogniser else framework.AutoModel, source)
-        extractor = from_repository(lambda: framework.AutoFeatureExtractor.from_pretrained(source, **SAFE))
-        if type(extractor) is not transformers.Wav2Vec2FeatureExtractor or model.main_input_name != INPUT:
+        if model.main_input_name != INPUT:
             raise RefusedError(
-                f"a {type(model).__name__} with a {type(extractor).__name__} cannot be packaged yet",
-                field="feature_extractor_type",
-                expected="Wav2Vec2FeatureExtractor",
-                got=type(extractor).__name__,
+                f"a {type(model).__name__} takes {model.main_input_name}", field=INPUT, expected=INPUT
             )
-        config: Any = model.config
-        if (
-            extractor.feature_size != 1
-            or extractor.padding_side != "right"
-            or getattr(config, "add_adapter", False)
-        ):
-            raise RefusedError(
-                "sounds of several features, padded at their beginning or through an adapter cannot be "
-                "packaged yet",
-                field="preprocessor_config.json",
-            )
-        tokenizer = None
-        if recogniser:
-            tokenizer = from_repository(lambda: framework.AutoTokenizer.from_pretrained(source, **SAFE))
-            if (
-                type(tokenizer) is not transformers.Wav2Vec2CTCTokenizer
-                or tokenizer.clean_up_tokenization_spaces
-            ):
-                raise RefusedError(
-                    "the tokenizer writes text in a way that cannot be packaged yet",
-                    field="tokenizer_class",
-                    expected="Wav2Vec2CTCTokenizer",
-                    got=type(tokenizer).__name__,
-                )
-        return cls(model, extractor, tokenizer, source, tasks)
+        return cls(model, *load_processors(source), source, tasks)
 
     def write(self, output: Path, emit: Emit) -> Made:
         """The model as an ONNX file, and the configuration of it and of its feature extractor."""
@@ -133,27 +169,7 @@ class Speech(Family):
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes samples of a sound file, and text of logits."""
-        config: Any = self.model.config
-        facts: dict[str, Any] = {
-            "steps": {
-                "rate": self._extractor.sampling_rate,
-                "normalize": bool(self._extractor.do_normalize),
-                "padding": float(self._extractor.padding_value),
-                "mask": MASK in self._names,
-                "kernels": list(config.conv_kernel),
-                "strides": list(config.conv_stride),
-            }
-        }
-        if self._tokenizer is not None:
-            facts |= {
-                "tokens": self._tokenizer.convert_ids_to_tokens(list(range(config.vocab_size))),
-                "blank": self._tokenizer.pad_token,
-                "delimiter": self._tokenizer.word_delimiter_token,
-                "space": self._tokenizer.replace_word_delimiter_char,
-                "lower": bool(self._tokenizer.do_lower_case),
-                "ratio": config.inputs_to_logits_ratio,
-            }
-        return {self.tasks[0]: facts}
+        return {self.tasks[0]: facts(self._extractor, self._tokenizer, self.model.config)}
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's answer: of one sound its pipeline's, of several its processor's and its tokenizer's.

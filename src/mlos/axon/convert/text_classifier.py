@@ -12,7 +12,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from mlos.axon.convert.family import check_known, choose_tasks, load_model, load_tokenizer, read_config
+from mlos.axon.convert.family import (
+    check_known,
+    choose_tasks,
+    load_model,
+    load_tokenizer,
+    most_tokens,
+    read_config,
+)
 from mlos.axon.convert.labels import labels_of, scores_of
 from mlos.axon.convert.text import AXES, TextFamily
 from mlos.model import InferenceRequest
@@ -26,7 +33,19 @@ _TOP_K = 5
 
 def covers(architecture: str | None, source: Path) -> bool:
     """Whether a repository is one of a classifier of texts or of tokens."""
-    return _task(architecture) is not None
+    return task_of(architecture) is not None
+
+
+def facts(task: str, tokenizer: transformers.PreTrainedTokenizerFast, config: Any) -> dict[str, Any]:
+    """What makes tensors of a text, and labels with scores of logits."""
+    found: dict[str, Any] = {
+        "labels": labels_of(config),
+        "max_length": most_tokens(tokenizer, config),
+        "pad_token": tokenizer.pad_token,
+    }
+    if task == _TEXTS:
+        return found | {"scores": scores_of(config)}
+    return found | {"unk_token": tokenizer.unk_token}
 
 
 class TextClassifier(TextFamily):
@@ -57,7 +76,7 @@ class TextClassifier(TextFamily):
         Raises:
             RefusedError: if weights or tokenizer are missing, or it cannot do one of ``tasks``.
         """
-        task = _task(next(iter(read_config(source).get("architectures") or ()), None))
+        task = task_of(next(iter(read_config(source).get("architectures") or ()), None))
         assert task is not None  # covers saw to it
         kind = (
             transformers.AutoModelForSequenceClassification
@@ -69,16 +88,7 @@ class TextClassifier(TextFamily):
     def preprocessing(self) -> dict[str, Any]:
         """What makes tensors of a text, and labels with scores of logits."""
         (task,) = self.tasks
-        facts: dict[str, Any] = {
-            "labels": labels_of(self.model.config),
-            "max_length": self.most_tokens,
-            "pad_token": self.tokenizer.pad_token,
-        }
-        if task == _TEXTS:
-            facts["scores"] = scores_of(self.model.config)
-        else:
-            facts["unk_token"] = self.tokenizer.unk_token
-        return {task: facts}
+        return {task: facts(task, self.tokenizer, self.model.config)}
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's answer, by its own pipeline."""
@@ -101,7 +111,8 @@ class TextClassifier(TextFamily):
         return [entity | {"score": float(entity["score"])} for entity in self._pipeline(text, **parameters)]
 
 
-def _task(architecture: str | None) -> str | None:
+def task_of(architecture: str | None) -> str | None:
+    """What a classifier classifies, as the name of its task; None for any other model."""
     for task, known in (
         (_TEXTS, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
         (_TOKENS, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),

@@ -10,7 +10,14 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from mlos.axon.convert.embedding import EmbeddingRecipe
-from mlos.axon.convert.family import check_known, choose_tasks, load_model, load_tokenizer, read_config
+from mlos.axon.convert.family import (
+    check_known,
+    choose_tasks,
+    load_model,
+    load_tokenizer,
+    most_tokens,
+    read_config,
+)
 from mlos.axon.convert.text import TextFamily
 from mlos.model import InferenceRequest
 from mlos.parity import Case
@@ -28,10 +35,51 @@ def covers(architecture: str | None, source: Path) -> bool:
     return (
         EmbeddingRecipe.is_declared(source)
         or architecture is None
-        or architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+        or is_masked(architecture)
         or architecture in _DETECTORS + _ENCODING
         or architecture in _encoders()
     )
+
+
+def is_masked(architecture: str | None) -> bool:
+    """Whether a model is a masked language model."""
+    return architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+
+
+def facts(
+    tokenizer: transformers.PreTrainedTokenizerFast, config: Any, recipe: EmbeddingRecipe
+) -> dict[str, dict[str, Any]]:
+    """For each task of an encoder, what makes tensors of a text and a result of tensors.
+
+    Whether the model can do the task, they do not say: fill-mask needs a head, and a mask token.
+    """
+    most = most_tokens(tokenizer, config)
+    padding: dict[str, Any] = {"max_length": most, "pad_token": tokenizer.pad_token}
+    if tokenizer.padding_side == "left":
+        padding |= {"padding_side": "left", "pad_type": tokenizer.pad_token_type_id}
+    return {
+        "fill-mask": padding
+        | {
+            "mask_token": tokenizer.mask_token,
+            "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
+        },
+        "embeddings": padding | recipe.facts() | {"max_length": min(recipe.max_length or most, most)},
+        "token-embeddings": padding,
+    }
+
+
+def filled(cases: list[dict[str, Any]], mask: str | None) -> list[dict[str, Any]]:
+    """The catalogue's default requests ``cases``, with the tokenizer's own ``mask`` token in their texts."""
+
+    def own(text: str) -> str:
+        return text.replace(_MASK, mask or _MASK)
+
+    for request in (case["request"] for case in cases):
+        if "text" in request:
+            request["text"] = own(request["text"])
+        if "texts" in request:
+            request["texts"] = [own(text) for text in request["texts"]]
+    return cases
 
 
 class TextEncoder(TextFamily):
@@ -53,9 +101,7 @@ class TextEncoder(TextFamily):
         self.tasks = choose_tasks(type(model).__name__, able, tasks)
         self.outputs = (head, "last_hidden_state") if head is not None else ("last_hidden_state",)
         self._embedding = EmbeddingRecipe.read(source)
-        self._max_length = dict.fromkeys(able, self.most_tokens) | {
-            "embeddings": min(self._embedding.max_length or self.most_tokens, self.most_tokens)
-        }
+        self._facts = facts(tokenizer, model.config, self._embedding)
         pipelines = {
             "fill-mask": ("fill-mask", model),
             "token-embeddings": ("feature-extraction", model.base_model),
@@ -80,7 +126,7 @@ class TextEncoder(TextFamily):
         kind: Any = transformers.AutoModel
         head = None
         if not EmbeddingRecipe.is_declared(source):
-            if architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
+            if is_masked(architecture):
                 kind, head = transformers.AutoModelForMaskedLM, "logits"
             elif architecture in _DETECTORS:
                 kind, head = transformers.AutoModelForPreTraining, "replaced_logits"
@@ -89,34 +135,11 @@ class TextEncoder(TextFamily):
 
     def preprocessing(self) -> dict[str, Any]:
         """Per task, what makes tensors of a text and a result of tensors."""
-        tokenizer = self.tokenizer
-        facts: dict[str, dict[str, Any]] = {
-            "embeddings": self._embedding.facts(),
-            "token-embeddings": {},
-            "fill-mask": {
-                "mask_token": tokenizer.mask_token,
-                "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
-            },
-        }
-        padding: dict[str, Any] = {"pad_token": tokenizer.pad_token}
-        if tokenizer.padding_side == "left":
-            padding |= {"padding_side": "left", "pad_type": tokenizer.pad_token_type_id}
-        lengths = self._max_length
-        return {task: facts[task] | {"max_length": lengths[task]} | padding for task in self.tasks}
+        return {task: self._facts[task] for task in self.tasks}
 
     def fit(self, defaults: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The default requests of this model's tasks, with its own mask token."""
-
-        def filled(text: str) -> str:
-            return text.replace(_MASK, self.tokenizer.mask_token or _MASK)
-
-        cases = super().fit(defaults)
-        for request in (case["request"] for case in cases):
-            if "text" in request:
-                request["text"] = filled(request["text"])
-            if "texts" in request:
-                request["texts"] = [filled(text) for text in request["texts"]]
-        return cases
+        return filled(super().fit(defaults), self.tokenizer.mask_token)
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's answer, by its own pipelines or by the pooling that the repository declares."""
@@ -127,7 +150,7 @@ class TextEncoder(TextFamily):
         given = texts
         if task == "embeddings":
             given = [self._embedding.prepare(text, request.parameters.get("prompt_name")) for text in texts]
-        encoded = self.encode(given, self._max_length[task])
+        encoded = self.encode(given, self._facts[task]["max_length"])
         outputs = self.run(encoded)
         if task == "embeddings":
             vectors = self._embedding.embed(outputs["last_hidden_state"], encoded["attention_mask"])
@@ -146,11 +169,11 @@ class TextEncoder(TextFamily):
         return "embeddings"
 
     def _fill_mask(self, text: str, parameters: dict[str, Any]) -> Any:
-        limits = {"truncation": True, "max_length": self._max_length["fill-mask"]}
+        limits = {"truncation": True, "max_length": self._facts["fill-mask"]["max_length"]}
         return self._pipelines["fill-mask"](text, tokenizer_kwargs=limits, **parameters)
 
     def _token_embeddings(self, text: str) -> dict[str, Any]:
-        limits = {"truncation": True, "max_length": self._max_length["token-embeddings"]}
+        limits = {"truncation": True, "max_length": self._facts["token-embeddings"]["max_length"]}
         (vectors,) = self._pipelines["token-embeddings"](text, tokenize_kwargs=limits)
         numbers = self.tokenizer(text, **limits)["input_ids"]
         return {

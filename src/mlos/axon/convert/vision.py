@@ -30,6 +30,7 @@ from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
 from mlos.model import InferenceRequest
 from mlos.parity import Case
+from mlos.tasks.image_steps import ImageSteps
 from mlos.tasks.images import INPUT
 
 TASK = "image-classification"
@@ -44,6 +45,30 @@ def covers(architecture: str | None, source: Path) -> bool:
         for value in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
         for name in ((value,) if isinstance(value, str) else value)
     }
+
+
+def load_steps(source: Path) -> ImageSteps:
+    """What the repository's image processor does to an image.
+
+    Raises:
+        RefusedError: if there is none, or it does what cannot be packaged.
+    """
+    return steps_of(load_processor(source))
+
+
+def load_processor(source: Path) -> Any:
+    """The repository's image processor.
+
+    Raises:
+        RefusedError: if it cannot be loaded.
+    """
+    auto: Any = transformers.AutoImageProcessor
+    return from_repository(lambda: auto.from_pretrained(source, backend="pil", **SAFE))
+
+
+def facts(steps: ImageSteps, config: Any) -> dict[str, Any]:
+    """What makes pixels of an image file, and labels with scores of logits."""
+    return {"steps": steps.model_dump(mode="json"), "labels": labels_of(config), "scores": scores_of(config)}
 
 
 class Vision(Family):
@@ -80,9 +105,7 @@ class Vision(Family):
             raise RefusedError(
                 f"a {type(model).__name__} takes {model.main_input_name}", field=INPUT, expected=INPUT
             )
-        auto: Any = transformers.AutoImageProcessor
-        processor = from_repository(lambda: auto.from_pretrained(source, backend="pil", **SAFE))
-        return cls(model, processor, source, tasks)
+        return cls(model, load_processor(source), source, tasks)
 
     def write(self, output: Path, emit: Emit) -> Made:
         """The model as an ONNX file, its configuration and its image processor's."""
@@ -109,9 +132,7 @@ class Vision(Family):
 
     def preprocessing(self) -> dict[str, Any]:
         """What makes pixels of an image file, and labels with scores of logits."""
-        config = self.model.config
-        facts = {"labels": labels_of(config), "scores": scores_of(config)}
-        return {self.TASK: {"steps": self._steps.model_dump(mode="json"), **facts}}
+        return {self.TASK: facts(self._steps, self.model.config)}
 
     def asked(self, image: Any, parameters: dict[str, Any]) -> Any:
         """The pipeline's result for one image, in the words of JSON."""

@@ -47,7 +47,7 @@ class HubSource:
             HubError: no answer, after the retries, or not a hub's.
             RefusedError: nothing in it that MLOS will read.
         """
-        shown = str(reference.at(None))
+        shown = str(reference.at(None).form(None))
         info = persist(lambda: self._ask(reference), self._patience)
         commit = info.sha or ""
         if len(commit) != 40 or any(digit not in "0123456789abcdef" for digit in commit):
@@ -55,7 +55,7 @@ class HubSource:
                 f"{endpoint()} gives {commit[:80]!r} as the commit of {shown}", expected="40 hex digits"
             )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        selection = select(siblings, shown, allow_pickle=allow_pickle)
+        selection = select(siblings, shown, allow_pickle=allow_pickle, form=reference.variant)
         files = tuple(_source_file(siblings[path], shown) for path in selection.paths)
         warnings = []
         if info.id != reference.path:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlos.errors import RefusedError
-from mlos.formats.gguf_parts import parts_of
+from mlos.axon.sources.gguf_choice import canonical, choose
+from mlos.errors import NotFoundError, RefusedError, UsageError
 from mlos.model.manifest import normal_path
 
 _SUPPORTING = re.compile(
@@ -28,11 +28,19 @@ _DOCUMENT = re.compile(
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _ONNX_DATA = re.compile(r".*[._]data(?:[._][0-9]+)?")
+_ONNX_FORM = re.compile(r"(?:onnx/)?model_([^/]+)\.onnx")
+_HALVES = {
+    "encoder_model": "an encoder and a decoder",
+    "decoder_model": "the decoder of a model that writes text",
+    "decoder_model_merged": "the decoder of a model that writes text",
+    "text_model": "two encoders for zero-shot classification",
+    "vision_model": "two encoders for zero-shot classification",
+}
+"""Graphs that are no model by themselves, as the optimum exporter calls them."""
 _PICKLE = re.compile(r".*\.(?:bin|pt|pth|ckpt|pkl|pickle|joblib)")
 _PICKLED = re.compile(r"pytorch_model(?:-[0-9]{5}-of-[0-9]{5})?\.bin|[^/]+\.(?:pt|pth)")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 """Which shard holds which tensor, where the weights are several pickles."""
-_GGUF_PREFERENCE = ("Q4_K_M", "Q8_0", "F16", "BF16", "F32")
 _SAFE_COPY = (
     "ask its publisher for model.safetensors, or write one: model.save_pretrained(FOLDER), in a place you trust"
 )
@@ -46,19 +54,25 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-def select(paths: Iterable[str], origin: str, *, allow_pickle: bool = False) -> Selection:
+def select(
+    paths: Iterable[str], origin: str, *, allow_pickle: bool = False, form: str | None = None
+) -> Selection:
     """Choose from a repository's file names; ``origin`` names the repository in errors.
 
-    With ``allow_pickle``, pickles come next to SafeTensors: they convert too.
+    With ``allow_pickle``, pickles come next to SafeTensors: they convert too. ``form`` asks for one of the
+    precisions that a repository publishes as files of their own, ``Q8_0`` for ``X-Q8_0.gguf`` and ``fp16`` for
+    ``onnx/model_fp16.onnx``.
 
     Raises:
+        NotFoundError: if it does not publish that form.
+        UsageError: if its weights are converted, so that forms are made here.
         RefusedError: if a name is no plain relative path, or no weights that may be read are among them.
     """
     names = sorted(paths)
     for name in names:
         if not normal_path(name):
             raise RefusedError(f"{origin} holds a file whose name is not a plain relative path: {name[:200]!r}")
-    weights, notes = _weights(names, origin, allow_pickle)
+    weights, notes = _weights(names, origin, allow_pickle, form)
     around = [name for name in names if _SUPPORTING.fullmatch(name) or _DOCUMENT.fullmatch(name)]
     return Selection(tuple(sorted({*weights, *around})), notes)
 
@@ -73,20 +87,42 @@ def is_pickle(path: str) -> bool:
     return _PICKLED.fullmatch(path) is not None
 
 
-def _weights(names: Sequence[str], origin: str, allow_pickle: bool) -> tuple[list[str], tuple[str, ...]]:
+def _weights(
+    names: Sequence[str], origin: str, allow_pickle: bool, form: str | None
+) -> tuple[list[str], tuple[str, ...]]:
+    graphs = [name for name in names if re.fullmatch(r"(?:onnx/)?[^/]+\.onnx", name)]
+    converted, notes = _converted(names, origin, allow_pickle)
+    if converted and form is not None:
+        raise UsageError(
+            f"{origin} is converted from its weights: its forms are made here",
+            field="reference",
+            expected="a reference without '+'",
+            got=repr(form),
+            hint=f"axon quantize or axon convert {origin}",
+        )
+    if converted:
+        aside = f"took {converted[0]}, which is converted and proved; left aside {len(graphs)} ONNX models"
+        return converted, (*notes, aside) if graphs else notes
+    if graphs:
+        chosen, notes = _onnx(names, graphs, origin, form)
+        if any(is_pickle(name) for name in names):
+            notes += ("its pickled weights would be converted and proved instead with --allow-pickle",)
+        return chosen, notes
+    ggufs = [name for name in names if re.fullmatch(r"(?:[^/]+/)?[^/]+\.gguf", name)]
+    if ggufs:
+        return choose(ggufs, origin, form)
+    raise _nothing(names, origin)
+
+
+def _converted(names: Sequence[str], origin: str, allow_pickle: bool) -> tuple[list[str], tuple[str, ...]]:
+    """The weights that are converted, if there are any, and notes."""
     if "model.safetensors" in names:
         return ["model.safetensors"], ()
     if "model.safetensors.index.json" in names:
         return ["model.safetensors.index.json", *(name for name in names if _SHARD.fullmatch(name))], ()
     if allow_pickle and (pickles := _pickles(names, origin)):
         return pickles, ("the weights are pickles; they are read in a sandbox of their own",)
-    graphs = [name for name in names if re.fullmatch(r"(?:onnx/)?[^/]+\.onnx", name)]
-    if graphs:
-        return _onnx(names, graphs, origin)
-    ggufs = [name for name in names if re.fullmatch(r"[^/]+\.gguf", name)]
-    if ggufs:
-        return _gguf(ggufs, origin)
-    raise _nothing(names, origin)
+    return [], ()
 
 
 def _pickles(names: Sequence[str], origin: str) -> list[str]:
@@ -103,8 +139,21 @@ def _pickles(names: Sequence[str], origin: str) -> list[str]:
     return pickles
 
 
-def _onnx(names: Sequence[str], graphs: list[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
-    preferred = [name for name in ("model.onnx", "onnx/model.onnx") if name in graphs]
+def _onnx(
+    names: Sequence[str], graphs: list[str], origin: str, form: str | None
+) -> tuple[list[str], tuple[str, ...]]:
+    wanted = "model.onnx" if form is None else f"model_{canonical(form)}.onnx"
+    preferred = [name for name in graphs if name.lower() in (f"onnx/{wanted}".lower(), wanted.lower())]
+    preferred.sort(key=lambda name: "/" not in name)
+    if form is not None and not preferred:
+        forms = sorted({match[1] for name in graphs if (match := _ONNX_FORM.fullmatch(name))})
+        raise NotFoundError(
+            f"{origin} publishes no form {form!r}",
+            field="reference",
+            expected=", ".join(forms) or "a reference without '+'",
+            got=repr(form),
+        )
+    _refuse_halves(graphs, origin)
     if not preferred and len(graphs) > 1:
         raise RefusedError(
             f"{origin} holds {len(graphs)} ONNX models and none is called model.onnx: {', '.join(graphs[:6])}",
@@ -124,41 +173,20 @@ def _onnx(names: Sequence[str], graphs: list[str], origin: str) -> tuple[list[st
     return [chosen, *data], note
 
 
-def _gguf(names: list[str], origin: str) -> tuple[list[str], tuple[str, ...]]:
-    firsts = [name for name in names if parts_of(name)[0] == name]
-    whole = sorted(firsts, key=lambda name: len(parts_of(name)) > 1)
-    if not whole:
-        raise _part_missing(origin, names[0], parts_of(names[0])[0])
-    for precision in _GGUF_PREFERENCE:
-        for name in whole:
-            if re.search(rf"(?:^|[._-]){precision}(?:[._-]|$)", name, re.IGNORECASE):
-                return _all_parts(name, names, origin), _left_aside(name, whole)
-    if len(whole) > 1:
-        raise RefusedError(
-            f"{origin} holds {len(whole)} GGUF models and no name says which to prefer: {', '.join(whole[:6])}",
-            hint="download the one you mean and install it: axon install file:PATH/NAME.gguf",
-        )
-    return _all_parts(whole[0], names, origin), ()
-
-
-def _all_parts(first: str, names: Sequence[str], origin: str) -> list[str]:
-    for part in parts_of(first):
-        if part not in names:
-            raise _part_missing(origin, first, part)
-    return list(parts_of(first))
-
-
-def _part_missing(origin: str, part: str, missing: str) -> RefusedError:
-    return RefusedError(
-        f"{origin} holds {part} without {missing}",
-        field=missing,
-        expected="all parts of the model",
-        got="not all",
-    )
-
-
-def _left_aside(chosen: str, among: list[str]) -> tuple[str, ...]:
-    return (f"took {chosen}; left aside {len(among) - 1} other GGUF files",) if len(among) > 1 else ()
+def _refuse_halves(graphs: Sequence[str], origin: str) -> None:
+    """Refuse graphs that are one model together only, unless the whole model is there too."""
+    stems = {name.rpartition("/")[2].removesuffix(".onnx") for name in graphs}
+    if "model" in stems:
+        return
+    for half, kind in _HALVES.items():
+        if half in stems:
+            raise RefusedError(
+                f"{origin} holds {kind} in ONNX, which is not served as it came: {', '.join(graphs[:6])}",
+                field=half,
+                expected="one graph called model.onnx, or SafeTensors, which are converted and proved",
+                got=", ".join(sorted(stems)[:6]),
+                hint="install the repository that publishes its SafeTensors, or a GGUF of a language model",
+            )
 
 
 def _nothing(names: Sequence[str], origin: str) -> RefusedError:
