@@ -75,8 +75,11 @@ def compare_result(case: Case, result: Any, tolerance: Tolerance) -> Difference 
     objects with a ``box``) may lie a pixel away, and one whose score ties with the request's threshold may be
     missing. Rows without an elementwise bound leave rankings, objects in images and single fractions to the
     outputs' own measures, and generated text to their divergence: where one token turns out otherwise, all
-    that follow may. Of a generation they compare the tokens of the prompt alone.
+    that follow may. Of a generation they compare the tokens of the prompt alone. Where the outputs are the
+    answer, each is held as one vector.
     """
+    if case.result is None:
+        return _compare_outputs(case, result, tolerance)
     threshold = case.request.parameters.get("threshold", THRESHOLD)
     return _compare("result", case.result, result, tolerance, threshold)
 
@@ -114,6 +117,33 @@ def _compare(
         return None if close else Difference(f"{where} differs", f"{expected:.7g}", f"{got:.7g}")
     if type(expected) is not type(got) or expected != got:
         return Difference(f"{where} differs", _shown(expected), _shown(got))
+    return None
+
+
+def _compare_outputs(case: Case, result: Any, tolerance: Tolerance) -> Difference | None:
+    """Output tensors as nested lists."""
+    if not isinstance(result, Mapping) or set(result) != set(case.outputs):
+        got = _listed(result) if isinstance(result, Mapping) else _shown(result)
+        return Difference("result differs", _listed(case.outputs), got)
+    for name, expected in case.outputs.items():
+        where, reference = f"result.{name}", np.asarray(expected)
+        try:
+            given = np.asarray(result[name])
+        except ValueError as error:  # a ragged list
+            return Difference(f"{where} differs", f"shape {list(reference.shape)}", str(error))
+        if given.shape != reference.shape:
+            return Difference(
+                f"{where} differs", f"shape {list(reference.shape)}", f"shape {list(given.shape)}"
+            )
+        if given.dtype.kind not in "biuf":
+            return Difference(f"{where} differs", "numbers", given.dtype.name)
+        found = None
+        if reference.dtype.kind != "f" and not np.array_equal(given, reference):
+            found = Difference(f"{where} differs", _shown(reference.tolist()), _shown(given.tolist()))
+        elif reference.dtype.kind == "f" and reference.size:
+            found = _compare_vector(where, reference.ravel().tolist(), given.ravel().tolist(), tolerance)
+        if found is not None:
+            return found
     return None
 
 

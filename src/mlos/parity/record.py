@@ -4,6 +4,9 @@ A record is a folder of two files. ``record.json`` holds, per case, the request 
 and the framework's result; ``tensors.npz`` holds the framework's preprocessed inputs and its fp32 outputs,
 as ``CASE/inputs/NAME`` and ``CASE/outputs/NAME`` with CASE the position of the case. The same content gives
 the same bytes: packages are addressed by their content.
+
+A request that consists of the case's own tensors is not written twice: its ``inputs`` are empty in
+``record.json``, and reading fills them in.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from mlos.errors import CorruptError, ParityError
@@ -31,7 +35,7 @@ class Case:
     """One request and everything the framework made of it, in fp32.
 
     ``inputs`` are the framework's preprocessed tensors, ``outputs`` the model's, ``result`` the task's answer
-    in the words of JSON.
+    in the words of JSON; None where the outputs themselves are the answer.
     """
 
     name: str
@@ -66,7 +70,7 @@ class GoldenRecord:
             {
                 "name": case.name,
                 "task": case.task,
-                "request": msgspec.to_builtins(case.request, enc_hook=_as_list),
+                "request": _written(case),
                 "result": case.result,
             }
             for case in self.cases
@@ -125,14 +129,24 @@ def _case(number: int, entry: dict[str, Any], tensors: dict[str, NDArray[Any]]) 
         prefix = f"{number}/{name}/"
         return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
+    inputs, request = side("inputs"), msgspec.convert(entry["request"], InferenceRequest)
+    if request.inputs == {}:
+        request = replace(request, inputs={name: tensor.tolist() for name, tensor in inputs.items()})
     return Case(
         name=entry["name"],
-        request=msgspec.convert(entry["request"], InferenceRequest),
+        request=request,
         task=entry["task"],
-        inputs=side("inputs"),
+        inputs=inputs,
         outputs=side("outputs"),
         result=entry["result"],
     )
+
+
+def _written(case: Case) -> Any:
+    """The request as JSON has it."""
+    own = case.request.inputs is not None and case.request.inputs is case.inputs
+    request = replace(case.request, inputs={}) if own else case.request
+    return msgspec.to_builtins(request, enc_hook=_as_list)
 
 
 def _as_list(value: Any) -> Any:
