@@ -104,3 +104,15 @@ def test_every_kind_of_input_that_a_request_can_hold_is_known() -> None:
     plain = {"inputs", "outputs", "task", "stream", "parameters"}
     varied = {"text", "texts", "prompt", "messages", "image", "images", "audio", "audios"}
     assert set(InferenceRequest.__struct_fields__) == plain | varied, "a new input must be varied too"
+
+
+def test_tensors_are_moved_round_and_keep_their_shapes_and_numbers() -> None:
+    golden = {"inputs": {"x": np.arange(24.0).reshape(2, 3, 4).tolist(), "n": 5, "none": []}}
+    before = repr(golden)
+    varied = [each["inputs"] for each in variants(golden)]
+    assert repr(golden) == before
+    for each in varied:
+        assert np.shape(each["x"]) == (2, 3, 4)
+        assert sorted(np.ravel(each["x"])) == list(range(24))
+        assert (each["n"], each["none"]) == (5, [])
+    assert len({repr(each["x"]) for each in varied}) > 30

@@ -1,8 +1,8 @@
 """The same request, asked otherwise: as long to compute, and another answer.
 
-Words change places, pictures are mirrored, turned and marked, sounds begin elsewhere. So a load of such
-requests costs what the golden ones cost, and a cache of answers gains nothing on it; where repeated golden
-requests come back faster than these, there is one.
+Words change places, pictures are mirrored, turned and marked, sounds and tensors begin elsewhere. So a load
+of such requests costs what the golden ones cost, and a cache of answers gains nothing on it; where repeated
+golden requests come back faster than these, there is one.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Variation:
             changed["audio"] = _other_sound(request["audio"], chance)
         if "audios" in request:
             changed["audios"] = [_other_sound(sound, chance) for sound in request["audios"]]
+        if "inputs" in request:
+            changed["inputs"] = {name: _moved(value, chance) for name, value in request["inputs"].items()}
         return changed
 
     def _picture(self, image: str, chance: random.Random) -> str:
@@ -70,6 +72,14 @@ def _other_sound(text: str, chance: random.Random) -> str:
     file = io.BytesIO()
     soundfile.write(file, moved, rate, format="WAV", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()
+
+
+def _moved(value: Any, chance: random.Random) -> Any:
+    """The same numbers of a nested list, moved round along every axis."""
+    if not isinstance(value, list) or not value:
+        return value
+    by = chance.randrange(len(value))
+    return [_moved(each, chance) for each in (*value[by:], *value[:by])]
 
 
 def _shuffled(text: str, chance: random.Random) -> str:
