@@ -45,9 +45,9 @@ def tiny_llama() -> TinyLlama:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the framework, about its own future
         family = CausalLM.load(repository)
-        made = family.write(folder, lambda _: None, packaged="Q4_K_M", forms=("F32", "F16", "Q8_0", "Q5_K_M"))
         requests = [{"name": case.name, "request": msgspec.to_builtins(case.request)} for case in entry.golden]
         golden = family.record(requests, lambda: None)
+        made = family.write(folder, lambda _: None, packaged="Q4_K_M", forms=("F32", "F16", "Q8_0", "Q5_K_M"))
     golden.save(folder / "golden")
     return TinyLlama(
         repository, folder, {each.precision: each for each in (made.artifact, *made.forms)}, golden

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlos.host import environment
-from mlos.host.cgroup import cpu_quota, memory_limit, whole_cpus
+from mlos.host.cgroup import available_memory, cpu_quota, memory_limit, usable_memory, whole_cpus
 from mlos.host.environment import Environment, record, steal_seconds, usable_cores
 
 
@@ -55,6 +55,14 @@ def test_usable_cores_follow_the_affinity() -> None:
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_available_memory_is_what_the_kernel_says_could_be_filled(tmp_path: Path) -> None:
+    assert 0 < available_memory() <= usable_memory()
+    (tmp_path / "proc").mkdir()
+    assert available_memory(tmp_path) == usable_memory()  # a kernel that does not say
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    1000 kB\nCached:  10 kB\n")
+    assert available_memory(tmp_path) == 1_024_000
 
 
 def test_steal_is_what_proc_stat_counts() -> None:

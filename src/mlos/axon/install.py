@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mlos import __version__, formats
 from mlos.axon.draft import Origin, convert_to_draft, take_as_draft
+from mlos.axon.memory import require_memory
 from mlos.axon.pickles import replace_pickles
 from mlos.axon.prove import prove
 from mlos.axon.sources import Source, offline, source_of
@@ -27,6 +28,7 @@ from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
 from mlos.errors import HubError, UsageError
 from mlos.model import Manifest, ParityMeasure, Reference
+from mlos.parity import tolerance_named
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
 
@@ -34,6 +36,8 @@ STAGES = ("download", "verify", "convert", "parity", "package")
 _CONVERTED = 3
 """Bytes of room per byte of SafeTensors, beside the download: from fp16 to fp32 they double, and the exporter
 keeps a copy while it works."""
+_CONVERTED_TO_GGUF = 1.5
+"""The same for language models: as F16, and as Q4_K_M made of that."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,15 @@ class Installed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an install would do. ``bytes_needed`` are needed on the store's disk, at most, while it runs."""
+    """What an install would do.
+
+    ``bytes_needed`` are needed on the store's disk, at most, while it runs; ``framework`` is the number of
+    parameters that a framework loads, 0 if none does or nobody says how many they are.
+    """
 
     origin: Origin
     bytes_needed: int
+    framework: int
     installed: Package | None
 
 
@@ -156,9 +165,13 @@ def _plan(
     converted = not resolution.files or any(
         file.path.endswith(".safetensors") or is_pickle(file.path) for file in resolution.files
     )
+    to_gguf = entry is not None and tolerance_named(entry.tolerance).kl_divergence is not None
+    grown = int(resolution.size * (_CONVERTED_TO_GGUF if to_gguf else _CONVERTED)) if converted else 0
+    parameters = resolution.parameters or (entry.parameters if entry is not None else 0)
     return Plan(
         Origin(entry.name if entry is not None else _short_name(resolution.reference), resolution, entry),
-        bytes_needed=resolution.size * (1 + _CONVERTED) if converted else resolution.size,
+        bytes_needed=resolution.size + grown,
+        framework=parameters if converted else 0,
         installed=_installed(store, resolution.reference),
     )
 
@@ -166,6 +179,7 @@ def _plan(
 def _make(planned: Plan, source: Source, store: Store, console: Console) -> Installed:
     origin, clock = planned.origin, _Clock()
     store.require_room(planned.bytes_needed)
+    require_memory(planned.framework, origin.name)
     with store.staging(planned.bytes_needed) as arrivals, store.staging() as staging:
         with clock.stage("download"):
             source.fetch(origin.resolution, arrivals.folder, store, console)
@@ -175,6 +189,7 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
             survey = formats.survey(arrivals.folder)
         with clock.stage("convert"):
             if survey.format == "safetensors":
+                require_memory(sum(each.parameters for each in survey.summaries), origin.name)
                 draft = convert_to_draft(origin, arrivals.folder, staging.folder, console, readers)
             else:
                 draft = take_as_draft(origin, arrivals.folder, survey, staging.folder, console)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mlos.console import Console
 from mlos.errors import ParityError, WorkerError
+from mlos.host.cgroup import usable_memory
 from mlos.host.child import run_confined
 from mlos.host.environment import usable_cores
 from mlos.host.sandbox import Policy
@@ -20,7 +21,7 @@ from mlos.model import Manifest, ParityMeasure
 from mlos.parity import require, tolerance_of
 
 _CHILD = "mlos.axon.prove_child"
-_TIMEOUT = 900.0  # seconds; a handful of requests, and the loading of the model
+_TIMEOUT = 1800.0  # seconds; a handful of requests, and the loading of the model
 _GIB = 1 << 30
 _MEASURES = TypeAdapter(tuple[ParityMeasure, ...])
 
@@ -45,7 +46,7 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
     policy = Policy(
         read=(folder,),
         # Weights twice (packed for the processor), every case's tensors in double precision, the libraries.
-        memory_bytes=4 * _size(folder) + 4 * _GIB,
+        memory_bytes=min(4 * _size(folder) + 4 * _GIB, usable_memory()),
         file_bytes=0,
         open_files=256,
     )

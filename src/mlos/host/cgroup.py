@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +36,12 @@ def usable_memory() -> int:
     """Bytes of memory this process may use: the host's, or less where its groups are limited."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(host, memory_limit() or host)
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that could be filled now: free ones and caches, within the groups' limit."""
+    found = re.search(r"(?m)^MemAvailable:\s+(\d+) kB$", _read(root / "proc/meminfo") or "")
+    return min(int(found[1]) << 10, usable_memory()) if found else usable_memory()
 
 
 def _share(quota_and_period: list[str]) -> float | None:

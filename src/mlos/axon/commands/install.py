@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, voice
 from mlos.axon.install import STAGES, Installed, Plan, install, plan
+from mlos.axon.memory import framework_memory
 from mlos.axon.variants import install_variant
 from mlos.model import ParityMeasure
 from mlos.parity import tolerance_named
@@ -129,6 +130,7 @@ def _plan_data(planned: Plan) -> dict[str, Any]:
         "installed": planned.installed is not None,
         "download": resolution.size,
         "room_needed": planned.bytes_needed,
+        "memory_needed": framework_memory(planned.framework) if planned.framework else None,
         "files": [{"path": file.path, "size": file.size} for file in resolution.files],
     }
 
@@ -141,6 +143,7 @@ def _plan_text(planned: Plan) -> RenderableType:
         ("licence", planned.origin.licence or "none declared"),
         ("to fetch", decimal(resolution.size)),
         ("room needed", decimal(planned.bytes_needed)),
+        ("memory needed", decimal(framework_memory(planned.framework)) if planned.framework else "little"),
         ("files", "\n".join(file.path for file in resolution.files) or "made here"),
     ]
     state = "is installed: it would be verified" if planned.installed else "would be installed"

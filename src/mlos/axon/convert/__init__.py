@@ -18,13 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlos.catalogue import catalogue
 from mlos.console import Console, Step
 from mlos.errors import CorruptError, MissingExtraError
+from mlos.host.cgroup import usable_memory
 from mlos.host.child import Emit, run_confined
 from mlos.host.sandbox import Policy
 from mlos.model import Artifact, FileRole, InferenceRequest
 from mlos.model.manifest import normal_path
 
 _NEEDED = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
-_TIMEOUT = 1800.0  # seconds; BERT-base takes half a minute
+_TIMEOUT = 3600.0
+"""Seconds: BERT-base takes half a minute, three billion parameters some minutes; busy, ten times that."""
 _GIB = 1 << 30
 
 
@@ -68,7 +70,7 @@ def convert(
     policy = Policy(
         read=(source,),
         write=(output,),
-        memory_bytes=12 * size + 8 * _GIB,
+        memory_bytes=min(12 * size + 8 * _GIB, usable_memory()),
         cpu_seconds=int(_TIMEOUT) * 2,
         file_bytes=4 * size + _GIB,
     )

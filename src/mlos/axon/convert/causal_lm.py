@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,11 +74,15 @@ class CausalLM(Family):
         """The model as a GGUF file, and its configuration; tokenizer and chat template are in the file.
 
         ``packaged`` names the precision of the package's artifact, ``forms`` those of the artifacts on the way.
+        The framework's model is let go of first: llama.cpp reads the repository itself, and needs the memory.
         """
+        architecture = type(self.model).__name__
+        del self.model
+        gc.collect()  # modules refer to each other
         names = {precision: f"model.{precision}.gguf" for precision in forms} | {packaged: _MODEL}
         written = [precision for precision in names if precision in WRITTEN]
         for precision in written:
-            write_gguf(self._source, output / names[precision], precision, type(self.model).__name__)
+            write_gguf(self._source, output / names[precision], precision, architecture)
         for precision in (each for each in names if each in QUANTIZED):
             quantize(
                 output / names[written[0]],

@@ -32,13 +32,15 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     family.record(requests, lambda: emit({"done": 1})).save(output / "golden")
 
     emit({"stage": "write"})
+    architecture = type(family.model).__name__
+    parameters = sum(parameter.numel() for parameter in family.model.parameters())
     made = family.write(output, emit)
     return {
         "artifact": made.artifact.model_dump(mode="json"),
         "forms": [form.model_dump(mode="json") for form in made.forms],
         "tasks": family.tasks,
-        "architecture": type(family.model).__name__,
-        "parameters": sum(parameter.numel() for parameter in family.model.parameters()),
+        "architecture": architecture,
+        "parameters": parameters,
         "preprocessing": family.preprocessing(),
         "tools": {"torch": torch.__version__, "transformers": transformers.__version__, **made.tools},
         "files": [*made.files, ("golden/record.json", "golden"), ("golden/tensors.npz", "golden")],

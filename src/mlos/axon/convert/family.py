@@ -59,7 +59,10 @@ class Family(ABC):
 
     @abstractmethod
     def write(self, output: Path, emit: Emit) -> Made:
-        """Write all but the golden record into ``output``; ``emit`` may tell progress or a warning."""
+        """Write all but the golden record into ``output``; ``emit`` may tell progress or a warning.
+
+        It comes last: a family may let go of its model here.
+        """
 
     @abstractmethod
     def preprocessing(self) -> dict[str, Any]:

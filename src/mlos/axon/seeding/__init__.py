@@ -16,12 +16,13 @@ from typing import Any
 from mlos.catalogue import CarriedTokenizer, Entry, GgufTokenizer, catalogue
 from mlos.console import Console
 from mlos.errors import MissingExtraError, NotFoundError
+from mlos.host.cgroup import usable_memory
 from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
 
 VERSION = 1
 """Part of every recipe: raised when the same recipe would give other weights."""
-_TIMEOUT = 900.0  # seconds; BERT-base takes about ten
+_TIMEOUT = 1800.0  # seconds; BERT-base takes about ten, three billion parameters some minutes
 _GIB = 1 << 30
 
 
@@ -43,7 +44,7 @@ def seed(entry: Entry, tiny: bool, destination: Path, console: Console) -> None:
     policy = Policy(
         read=tuple(tokenizer.values()),
         write=(destination,),
-        memory_bytes=6 * size + 6 * _GIB,
+        memory_bytes=min(6 * size + 6 * _GIB, usable_memory()),  # pictures are calibrated in double precision
         cpu_seconds=int(_TIMEOUT) * 2,
         file_bytes=2 * size + _GIB,
     )

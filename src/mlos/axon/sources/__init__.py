@@ -46,6 +46,7 @@ class Resolution:
     """What a reference stands for right now; from here on only ``commit`` counts.
 
     ``size`` is in bytes: what will be fetched or made. ``files`` is empty where the source makes them.
+    ``parameters`` is the model's number as the source declares it, None where it declares none.
     ``notes`` are for a person: a moved repository, a choice among several files. ``warnings`` may matter later.
     """
 
@@ -55,6 +56,7 @@ class Resolution:
     licence: str | None
     files: tuple[SourceFile, ...]
     size: int
+    parameters: int | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

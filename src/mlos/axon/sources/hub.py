@@ -69,6 +69,7 @@ class HubSource:
             licence=_licence(info),
             files=files,
             size=sum(file.size for file in files),
+            parameters=_parameters(info),
             notes=(*_conditions(info, shown), *selection.notes),
             warnings=tuple(warnings),
         )
@@ -143,6 +144,12 @@ def _conditions(info: ModelInfo, shown: str) -> tuple[str, ...]:
     if not info.gated:
         return ()
     return (f"{shown} is given only to accounts that have accepted its licence at {endpoint()}/{info.id}",)
+
+
+def _parameters(info: ModelInfo) -> int | None:
+    """What the hub has counted in the repository's SafeTensors."""
+    total: object = None if info.safetensors is None else info.safetensors.total
+    return total if isinstance(total, int) and total > 0 else None
 
 
 def _licence(info: ModelInfo) -> str | None:

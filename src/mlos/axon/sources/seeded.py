@@ -17,7 +17,8 @@ from mlos.errors import NotFoundError
 from mlos.model import Reference
 from mlos.store import Store
 
-_BYTES_PER_PARAMETER = 4
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a parameter, by the element type that a configuration names."""
 
 
 class SeededSource:
@@ -44,13 +45,15 @@ class SeededSource:
             )
         assert entry.seeded is not None  # _entry saw to it
         parameters = entry.seeded.tiny.parameters if tiny else entry.parameters
+        config = catalogue().config(entry, tiny)
         return Resolution(
             reference=reference.at(commit),
             commit=commit,
             weights="seeded",
             licence=entry.licence,
             files=(),
-            size=parameters * _BYTES_PER_PARAMETER,
+            size=parameters * _BYTES[str(config.get("dtype") or config.get("torch_dtype") or "float32")],
+            parameters=parameters,
         )
 
     def fetch(self, resolution: Resolution, destination: Path, store: Store, console: Console) -> None:
