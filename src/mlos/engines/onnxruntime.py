@@ -136,5 +136,6 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = text.rpartition("Status Message: ")[2]
+    text = re.sub(r"^Load model from .*? failed: ?", "", text)  # which file it is, our own message says
     text = re.sub(r"^/\S*:\d+ .*?\) ", "", text)
     return text if len(text) <= 300 else text[:300] + "…"
