@@ -13,7 +13,10 @@ import numpy as np
 import soundfile  # type: ignore[import-untyped]  # it ships no types
 from numpy.typing import NDArray
 
-FOLDER = Path(__file__).resolve().parent.parent / "src" / "mlos" / "catalogue" / "audio"
+CATALOGUE = Path(__file__).resolve().parent.parent / "src" / "mlos" / "catalogue"
+FOLDER = CATALOGUE / "audio"
+CALIBRATION = CATALOGUE / "calibration"
+"""Voices apart from those of golden requests, of other lengths, pitches and noises."""
 RATE = 16_000
 
 
@@ -25,6 +28,11 @@ def main() -> None:
     stereo = np.stack([_voice(3, 0.7, 90.0, 44_100), _voice(4, 0.7, 330.0, 44_100)], axis=1)
     soundfile.write(FOLDER / "stereo.flac", stereo, 44_100, subtype="PCM_16")
     soundfile.write(FOLDER / "noisy.wav", _voice(5, 0.8, 160.0, 8_000, noise=0.3), 8_000, subtype="PCM_16")
+    for seed, (seconds, pitch, noise) in enumerate(
+        ((0.3, 250.0, 0.0), (0.6, 100.0, 0.05), (0.9, 180.0, 0.2), (1.3, 140.0, 0.02), (1.8, 300.0, 0.1)), 11
+    ):
+        voice = _voice(seed, seconds, pitch, RATE, noise)
+        soundfile.write(CALIBRATION / f"voice-{seed}.flac", voice, RATE, subtype="PCM_16")
 
 
 def _voice(seed: int, seconds: float, pitch: float, rate: int, noise: float = 0.02) -> NDArray[Any]:

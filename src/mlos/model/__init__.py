@@ -6,6 +6,7 @@ This room knows no engine, no network and no file system; everything above it sp
 from mlos.model.manifest import (
     SCHEMA_VERSION,
     Artifact,
+    Calibration,
     FileEntry,
     FileRole,
     Manifest,
@@ -21,6 +22,7 @@ from mlos.model.tensors import DType, Tensors, TensorSpec
 __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
+    "Calibration",
     "DType",
     "FileEntry",
     "FileRole",

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mlos.errors import RefusedError
 from mlos.model.tensors import TensorSpec
 
-SCHEMA_VERSION: Literal[3] = 3
-"""Version 2 added models of several graphs and divergences, version 3 variants and their quality; what earlier
-versions wrote is read as it is."""
+SCHEMA_VERSION: Literal[4] = 4
+"""Version 2 added models of several graphs and divergences, version 3 variants and their quality, version 4 how
+a variant was calibrated; what earlier versions wrote is read as it is."""
 
 ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch"]
 Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
@@ -106,10 +106,28 @@ class QualityMeasure(_Frozen):
     agreement: float
 
 
+class Calibration(_Frozen):
+    """How the scales of a variant in static int8 were fixed, and which of its operators stay in fp32.
+
+    ``examples`` fixed the ranges, by ``method``; on others, ``held_back``, it was measured which operators are
+    ``left_out``, named as the graph names them, those first that move the answers most; ``operators`` take
+    eight bits. ``cosine`` is that of the worst answer to the examples held back against the original's,
+    ``argmax_agreement`` the share of their decisions, absent where an argmax means nothing.
+    """
+
+    method: str
+    examples: int = Field(ge=1)
+    held_back: int = Field(ge=1)
+    operators: int = Field(ge=1)
+    left_out: tuple[str, ...]
+    cosine: float
+    argmax_agreement: float | None = None
+
+
 class Manifest(_Frozen):
     """A package. Its digest is the SHA-256 of :meth:`canonical`."""
 
-    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA_VERSION
     name: str
     reference: str
     commit: str
@@ -128,6 +146,8 @@ class Manifest(_Frozen):
     variant_of: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Digest of the package that this one is another form of; absent for an original."""
     quality: tuple[QualityMeasure, ...] = ()
+    calibration: Calibration | None = None
+    """Of a variant in static int8."""
     files: tuple[FileEntry, ...]
     tools: dict[str, str] = {}
     """Version of each program that made the package."""

@@ -75,6 +75,7 @@ def _run(model: str, label: str, dry_run: bool, output: Any, progress: Any) -> N
         "precision": manifest.artifact.precision,
         "variant_of": manifest.variant_of,
         "quality": [measure.model_dump(mode="json") for measure in manifest.quality],
+        "calibration": manifest.calibration.model_dump(mode="json") if manifest.calibration else None,
         "numerical_only": manifest.weights == "seeded",
     }
     console.result(data(made) | extra, lambda: _made_text(made), [made.package.digest])
@@ -98,7 +99,23 @@ def _order_text(wanted: Order) -> RenderableType:
 
 
 def _made_text(made: Installed) -> RenderableType:
-    return Group(text(made), quality(made))
+    return Group(text(made), *calibration(made), quality(made))
+
+
+def calibration(made: Installed) -> list[RenderableType]:
+    """How the scales of a variant in static int8 were fixed; nothing of any other."""
+    found = made.package.manifest.calibration
+    if found is None:
+        return []
+    left = f"; in fp32: {', '.join(found.left_out)}" if found.left_out else ""
+    agreement = "" if found.argmax_agreement is None else f", argmax {found.argmax_agreement:.2%}"
+    return [
+        Text(
+            f"calibrated on {found.examples} examples ({found.method}): {found.operators} operators in eight "
+            f"bits, {len(found.left_out)} left out{left}; on {found.held_back} others: cosine "
+            f"{found.cosine:.4f}{agreement}"
+        )
+    ]
 
 
 def quality(made: Installed) -> RenderableType:

@@ -28,7 +28,7 @@ from mlos.console import Console
 from mlos.errors import CorruptError, HubError, MlosError, NotFoundError, RefusedError, UsageError
 from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
-from mlos.model import Artifact, FileEntry, FileRole, Manifest, Reference
+from mlos.model import Artifact, Calibration, FileEntry, FileRole, Manifest, Reference
 from mlos.model.manifest import normal_path
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
@@ -45,13 +45,14 @@ _REPLACED: tuple[FileRole, ...] = ("graph", "weights")
 
 
 class Written(BaseModel):
-    """What the child wrote: the artifact, its files with their roles, and versions of programs."""
+    """What the child wrote: the artifact, its files with their roles, programs' versions, how it calibrated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifact: Artifact
     files: tuple[tuple[str, FileRole], ...]
     tools: dict[str, str]
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _write(wanted: Order, source: Path, output: Path, console: Console) -> Writt
         "precision": wanted.precision,
         "static": wanted.static,
     }
-    with console.step(wanted.label, unit="tensors" if artifact.format == "gguf" else "") as step:
+    unit = "tensors" if artifact.format == "gguf" else "operators" if wanted.static else ""
+    with console.step(wanted.label, unit=unit) as step:
 
         def show(event: dict[str, Any]) -> None:
             if "total" in event:
@@ -239,6 +241,7 @@ def _manifest(wanted: Order, written: Written, kept: list[FileEntry], folder: Pa
         "artifact": written.artifact,
         "parity": (),
         "variant_of": wanted.original.digest,
+        "calibration": written.calibration,
         "files": tuple(sorted((*kept, *new), key=lambda file: file.path)),
         "tools": {**original.tools, **written.tools, "mlos": __version__},
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlos.axon.variants.onnx_forms import calibrated, quantized, stored
+from mlos.axon.variants.onnx_forms import quantized, save, stored
+from mlos.axon.variants.static_int8 import calibrated
 from mlos.errors import RefusedError
 from mlos.host.child import Emit, serve
-from mlos.model import Artifact, Manifest
+from mlos.model import Artifact, Calibration, Manifest
 
 
 def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -17,13 +18,12 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     manifest, precision = Manifest.model_validate(request["manifest"]), str(request["precision"])
     if manifest.artifact.format == "gguf":
         return _gguf(source, output, manifest, precision, emit)
-    return _onnx(source, output, manifest, precision, static=bool(request["static"]))
+    if request["static"]:
+        return _static(source, output, manifest, precision, emit)
+    return _onnx(source, output, manifest, precision)
 
 
-def _onnx(source: Path, output: Path, manifest: Manifest, precision: str, *, static: bool) -> dict[str, Any]:
-    import onnx
-    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
-
+def _onnx(source: Path, output: Path, manifest: Manifest, precision: str) -> dict[str, Any]:
     whole = manifest.artifact
     graphs = [part for part in (whole, *whole.parts.values()) if part.path is not None]
     changed, files = 0, []
@@ -31,19 +31,11 @@ def _onnx(source: Path, output: Path, manifest: Manifest, precision: str, *, sta
         assert graph.path is not None
         if precision != "int8":
             changed += stored(source / graph.path, output / graph.path, precision)
-        elif static:
-            changed += calibrated(source / graph.path, output / graph.path, output, manifest)
         else:
             changed += quantized(source / graph.path, output / graph.path)
         files += [(graph.path, "graph"), (f"{graph.path}.data", "weights")]
     if not changed:
-        raise RefusedError(
-            f"{manifest.name} holds no matrices that {precision} is for",
-            field="precision",
-            expected="a model of matrix products",
-            got=str(manifest.architecture),
-            hint=f"axon quantize {manifest.name} --precision int8 --static",
-        )
+        raise _nothing(manifest, precision, f"axon quantize {manifest.name} --precision int8 --static")
     artifact = whole.model_copy(
         update={
             "precision": precision,
@@ -52,8 +44,41 @@ def _onnx(source: Path, output: Path, manifest: Manifest, precision: str, *, sta
             },
         }
     )
-    tools = {"onnx": onnx.__version__, "onnxruntime": str(onnxruntime.__version__)}
-    return _written(artifact, files, tools)
+    return _written(artifact, files, _onnx_tools())
+
+
+def _static(source: Path, output: Path, manifest: Manifest, precision: str, emit: Emit) -> dict[str, Any]:
+    artifact, path = manifest.artifact, str(manifest.artifact.path)  # of a model of one graph
+
+    def progress(done: int, total: int) -> None:
+        emit({"done": 1} if done else {"total": total})
+
+    # The tasks read their files in the output's folder: what does not change lies there already.
+    made = calibrated(source / path, output, manifest, progress)
+    if made.calibration is None:
+        raise _nothing(manifest, precision, None)
+    save(made.model, output / path)
+    files = [(path, "graph"), (f"{path}.data", "weights")]
+    return _written(
+        artifact.model_copy(update={"precision": precision}), files, _onnx_tools(), made.calibration
+    )
+
+
+def _nothing(manifest: Manifest, precision: str, hint: str | None) -> RefusedError:
+    return RefusedError(
+        f"{manifest.name} holds no matrices that {precision} is for",
+        field="precision",
+        expected="a model of matrix products",
+        got=str(manifest.architecture),
+        hint=hint,
+    )
+
+
+def _onnx_tools() -> dict[str, str]:
+    import onnx
+    import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+
+    return {"onnx": onnx.__version__, "onnxruntime": str(onnxruntime.__version__)}
 
 
 def _gguf(source: Path, output: Path, manifest: Manifest, precision: str, emit: Emit) -> dict[str, Any]:
@@ -83,8 +108,18 @@ def _gguf(source: Path, output: Path, manifest: Manifest, precision: str, emit: 
     return _written(language_model(path, precision, vocabulary), [(path, "weights")], tools)
 
 
-def _written(artifact: Artifact, files: list[tuple[str, str]], tools: dict[str, str]) -> dict[str, Any]:
-    return {"artifact": artifact.model_dump(mode="json"), "files": files, "tools": tools}
+def _written(
+    artifact: Artifact,
+    files: list[tuple[str, str]],
+    tools: dict[str, str],
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
+    return {
+        "artifact": artifact.model_dump(mode="json"),
+        "files": files,
+        "tools": tools,
+        "calibration": calibration.model_dump(mode="json") if calibration else None,
+    }
 
 
 if __name__ == "__main__":
