@@ -21,7 +21,8 @@ from mlos.axon.draft import Origin, convert_to_draft, take_as_draft
 from mlos.axon.memory import require_memory
 from mlos.axon.pickles import replace_pickles
 from mlos.axon.prove import prove
-from mlos.axon.sources import Source, offline, source_of
+from mlos.axon.sources import Resolution, Source, offline, source_of
+from mlos.axon.sources.gguf_choice import canonical
 from mlos.axon.sources.lookalike import lookalike
 from mlos.axon.sources.selection import is_pickle
 from mlos.catalogue import Entry, catalogue
@@ -83,6 +84,8 @@ def install(
 ) -> Installed:
     """Install what ``text`` names: a short name of the catalogue, or a reference.
 
+    Behind a ``+`` it may ask for a form that its repository publishes (:func:`comes_published`).
+
     A package of the same reference and commit is verified and, if sound, kept; if not, it is made again, which
     repairs it. Without ``network``, a sound package of whatever commit serves for ``@latest``. With
     ``allow_pickle``, weights that are pickles alone are read, in a sandbox of their own.
@@ -122,23 +125,47 @@ def plan(
     return _plan(source, reference, entry, store, console, allow_pickle)
 
 
+def comes_published(text: str, settings: Settings, *, network: bool = True) -> bool:
+    """Whether the form that ``text`` asks for behind a ``+`` is a file of its repository, not one to make here.
+
+    What is installed of the repository tells; else its source is asked, if it may be.
+    """
+    if text.startswith("file:") or "+" not in text:
+        return False
+    reference = catalogue().resolve(text.partition("+")[0]).reference
+    source = source_of(reference)
+    if not source.forms:
+        return False
+    for package in Store(settings.store).packages():
+        if package.reference.partition("+")[0] == str(reference.at(package.manifest.commit)):
+            return package.manifest.golden is None
+    if source.remote and (offline() or not network):
+        return False
+    return not _is_converted(source.resolve(reference))
+
+
 def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
-    resolved = catalogue().resolve(text)
-    if resolved.reference.variant is not None:
+    plain, plus, form = (text, "", "") if text.startswith("file:") else text.partition("+")
+    resolved = catalogue().resolve(plain)
+    reference = resolved.reference
+    if plus and not source_of(reference).forms:
         raise UsageError(
             f"{text} is a variant, which is made of its original",
             field="reference",
             expected="a reference without '+'",
             got=repr(text),
-            hint=f"axon quantize or axon convert {resolved.reference.form(None)}",
+            hint=f"axon quantize or axon convert {reference}",
         )
+    if plus:
+        reference = Reference.parse(f"{reference}+{canonical(form)}")
     if resolved.note is not None:
         console.note(resolved.note)
     if resolved.reference.source == "hf" and resolved.entry is None:
         known = {
-            Reference.parse(entry.references.hub)
+            Reference.parse(text)
             for entry in catalogue().entries.values()
-            if entry.references.hub
+            for text in (entry.references.hub, entry.references.gguf)
+            if text
         }
         near = lookalike(resolved.reference.namespace, {reference.namespace for reference in known})
         if near is not None:
@@ -146,7 +173,7 @@ def _named(text: str, console: Console) -> tuple[Reference, Entry | None]:
                 f"{resolved.reference.namespace} is one letter away from the known publisher {near}: "
                 "check that it is the one you mean"
             )
-    return resolved.reference, resolved.entry
+    return reference, resolved.entry
 
 
 def _plan(
@@ -162,17 +189,25 @@ def _plan(
         console.warn(warning)
     for note in resolution.notes:
         console.note(note)
-    converted = not resolution.files or any(
-        file.path.endswith(".safetensors") or is_pickle(file.path) for file in resolution.files
-    )
+    converted = _is_converted(resolution)
+    name = entry.name if entry is not None else _short_name(resolution.reference)
+    if resolution.reference.variant is not None:
+        name = f"{name}-{resolution.reference.variant}"
     to_gguf = entry is not None and tolerance_named(entry.tolerance).kl_divergence is not None
     grown = int(resolution.size * (_CONVERTED_TO_GGUF if to_gguf else _CONVERTED)) if converted else 0
     parameters = resolution.parameters or (entry.parameters if entry is not None else 0)
     return Plan(
-        Origin(entry.name if entry is not None else _short_name(resolution.reference), resolution, entry),
+        Origin(name, resolution, entry),
         bytes_needed=resolution.size + grown,
         framework=parameters if converted else 0,
         installed=_installed(store, resolution.reference),
+    )
+
+
+def _is_converted(resolution: Resolution) -> bool:
+    """Whether a framework loads the weights."""
+    return not resolution.files or any(
+        file.path.endswith(".safetensors") or is_pickle(file.path) for file in resolution.files
     )
 
 

@@ -67,7 +67,7 @@ class Catalogue:
             if entry.name != path.stem:
                 raise _wrong(path, "name", f"the file's name, '{path.stem}'", repr(entry.name))
             tiny = [entry.tiny_reference] if entry.tiny_reference else []
-            for reference in (*entry.references.all().values(), *tiny, *entry.aliases):
+            for reference in (*entry.references.texts(), *tiny, *entry.aliases):
                 if reference in owners:
                     raise _wrong(
                         path,

@@ -66,11 +66,17 @@ class References(_Frozen):
     seeded: ReferenceText | None = None
     trained: ReferenceText | None = None
     """Published weights that a Python distribution carries."""
+    gguf: ReferenceText | None = None
+    """A repository of the same model in GGUF, served as it came; asked for by its reference alone."""
 
     def all(self) -> dict[Weights, str]:
-        """The references that are given, by whose weights they lead to."""
+        """The references that the model is validated by, by whose weights they lead to."""
         given: dict[Weights, str | None] = {"hub": self.hub, "seeded": self.seeded, "trained": self.trained}
         return {weights: reference for weights, reference in given.items() if reference is not None}
+
+    def texts(self) -> tuple[str, ...]:
+        """Every reference that is given."""
+        return (*self.all().values(), *((self.gguf,) if self.gguf is not None else ()))
 
 
 class CarriedTokenizer(_Frozen):
@@ -233,7 +239,7 @@ class Entry(_Frozen):
         An alias gives the reference it stands for.
         """
         plain = str(reference.at(None))
-        if plain in self.references.all().values() or plain == self.tiny_reference:
+        if plain in self.references.texts() or plain == self.tiny_reference:
             return reference
         if plain not in self.aliases:
             return None

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, voice
-from mlos.axon.install import STAGES, Installed, Plan, install, plan
+from mlos.axon.install import STAGES, Installed, Plan, comes_published, install, plan
 from mlos.axon.memory import framework_memory
 from mlos.axon.variants import install_variant
 from mlos.model import ParityMeasure
@@ -43,7 +43,8 @@ def run(
             _plan_data(planned), lambda: _plan_text(planned), [str(planned.origin.resolution.reference)]
         )
         return
-    if "+" in reference and not reference.startswith("file:"):
+    asks_form = "+" in reference and not reference.startswith("file:")
+    if asks_form and not comes_published(reference, settings(), network=not offline):
         installed = install_variant(reference, settings(), console, network=not offline)
     else:
         installed = install(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)

@@ -67,6 +67,9 @@ class Source(Protocol):
     remote: ClassVar[bool]
     """Whether it needs the network."""
 
+    forms: ClassVar[bool]
+    """Whether a reference may ask for a form that its repository publishes as a file of its own (``+Q8_0``)."""
+
     def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Find what ``reference`` names, without bringing the weights; pickles only with ``allow_pickle``."""
         ...

@@ -38,6 +38,7 @@ class FileSource:
     """Folders and files of this machine."""
 
     remote: ClassVar[bool] = False
+    forms: ClassVar[bool] = False
 
     def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Choose among the folder's files, or the file and its external data, and hash them.

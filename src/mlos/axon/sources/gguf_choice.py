@@ -25,22 +25,24 @@ _LABEL = re.compile(
     r"(?<![A-Za-z0-9])((?:I?Q|TQ)[0-9][A-Z0-9_]*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![A-Za-z0-9_])",
     re.IGNORECASE,
 )
+_OWN = re.compile(r"(?:I?Q|TQ)[0-9]_[A-Z0-9_]+|MXFP4(?:_MOE)?|BF16|F16|F32")
 _PROJECTOR = "mmproj"
 """How files begin that hold another model's eyes, and are no language model."""
 
 
 def canonical(form: str) -> str:
     """A form as it is shown and stored: a precision of GGUF in its own spelling, any other in lower case."""
-    found = _LABEL.fullmatch(form)
-    if found is None:
-        return form.lower()
-    return {"FP16": "F16", "FP32": "F32"}.get(form.upper(), form.upper())
+    return form.upper() if _OWN.fullmatch(form.upper()) else form.lower()
 
 
 def label(path: str) -> str | None:
     """The precision that a file's name says last; None if it says none."""
     found = _LABEL.findall(path.rpartition("/")[2].removesuffix(".gguf"))
-    return canonical(found[-1]) if found else None
+    return _precision(found[-1]) if found else None
+
+
+def _precision(form: str) -> str:
+    return {"FP16": "F16", "FP32": "F32"}.get(form.upper(), form.upper())
 
 
 def choose(names: Sequence[str], origin: str, form: str | None) -> tuple[list[str], tuple[str, ...]]:
@@ -62,10 +64,10 @@ def choose(names: Sequence[str], origin: str, form: str | None) -> tuple[list[st
         found.setdefault(label(name), name)
     known = ", ".join(sorted(each for each in found if each is not None))
     if form is not None:
-        chosen = found.get(canonical(form))
+        chosen = found.get(_precision(form))
         if chosen is None:
             raise NotFoundError(
-                f"{origin} publishes no form {form!r}",
+                f"{origin} publishes no form {form!r}; there is {known or 'none'}",
                 field="reference",
                 expected=known or "a reference without '+'",
                 got=repr(form),

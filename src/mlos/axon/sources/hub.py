@@ -34,6 +34,7 @@ class HubSource:
     """Repositories on a hub."""
 
     remote: ClassVar[bool] = True
+    forms: ClassVar[bool] = True
 
     def __init__(self, patience: Patience | None = None) -> None:
         self._patience = patience or Patience.from_environment()

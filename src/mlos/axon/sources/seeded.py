@@ -25,6 +25,7 @@ class SeededSource:
     """Recipes of the catalogue."""
 
     remote: ClassVar[bool] = False
+    forms: ClassVar[bool] = False
 
     def resolve(self, reference: Reference, *, allow_pickle: bool = False) -> Resolution:
         """Find the recipe.

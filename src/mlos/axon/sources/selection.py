@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlos.axon.sources.gguf_choice import canonical, choose
+from mlos.axon.sources.gguf_choice import choose
 from mlos.errors import NotFoundError, RefusedError, UsageError
 from mlos.model.manifest import normal_path
 
@@ -142,15 +142,15 @@ def _pickles(names: Sequence[str], origin: str) -> list[str]:
 def _onnx(
     names: Sequence[str], graphs: list[str], origin: str, form: str | None
 ) -> tuple[list[str], tuple[str, ...]]:
-    wanted = "model.onnx" if form is None else f"model_{canonical(form)}.onnx"
+    wanted = "model.onnx" if form is None else f"model_{form}.onnx"
     preferred = [name for name in graphs if name.lower() in (f"onnx/{wanted}".lower(), wanted.lower())]
     preferred.sort(key=lambda name: "/" not in name)
     if form is not None and not preferred:
-        forms = sorted({match[1] for name in graphs if (match := _ONNX_FORM.fullmatch(name))})
+        known = ", ".join(sorted({match[1] for name in graphs if (match := _ONNX_FORM.fullmatch(name))}))
         raise NotFoundError(
-            f"{origin} publishes no form {form!r}",
+            f"{origin} publishes no form {form!r}; there is {known or 'none'}",
             field="reference",
-            expected=", ".join(forms) or "a reference without '+'",
+            expected=known or "a reference without '+'",
             got=repr(form),
         )
     _refuse_halves(graphs, origin)
