@@ -97,8 +97,8 @@ class GgufTokenizer(_Frozen):
     kind: Literal["gguf"]
     distribution: str
     files: tuple[str, ...] = Field(min_length=1, max_length=1)
-    layout: Literal["roberta", "deberta", "codegen"] | None = None
-    """Whose numbering and special tokens GPT-2's words are given; None leaves them as they are."""
+    layout: Literal["roberta", "deberta", "codegen", "llama-3.2"] | None = None
+    """Whose numbering or special tokens the words are given; None leaves them as they are."""
     settings: dict[str, Any] = {}
     """Keys of ``tokenizer_config.json``, for example ``chat_template``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest
-from mlos.tasks.generation import LanguageTask
-from mlos.tasks.prepared import Limits, Prepared, check_texts, subject_among
+from mlos.tasks.generation import KNOWN, LanguageTask
+from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, check_texts, subject_among
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 1024
+_DATE = "date"
+_MORE: Known = {_DATE: ("a day such as 2024-07-26", lambda value: _is_day(value))}
 _RENDER_SECONDS = 5.0
 _RENDER_FACTOR, _RENDER_EXTRA = 4, 1 << 16
 """A template may write so many times the conversation's length, and so many characters more."""
@@ -33,7 +36,10 @@ class Chat(LanguageTask):
 
     The template comes from the model's file, never from a request. It is rendered in a sandbox whose objects it
     cannot change, within bounds of time and output. What people say in a conversation is text: a message that
-    spells a control token is refused. See :data:`~mlos.tasks.generation.KNOWN` for the parameters.
+    spells a control token is refused.
+
+    Some templates tell the model the day. The parameter ``date`` says which; without it, it is today, as in the
+    framework. See :data:`~mlos.tasks.generation.KNOWN` for the other parameters.
     """
 
     name: ClassVar[str] = "chat"
@@ -85,17 +91,25 @@ class Chat(LanguageTask):
             self.refuse_control(
                 message.content, f"messages[{number}].content", "leave the token out, or spell it otherwise"
             )
-        text = self._render([{"role": each.role, "content": each.content} for each in messages])
-        return self._prepared(self._vocabulary.encode(text, control=True, begin=False), request)
+        day = check_parameters(request, {**KNOWN, **_MORE}).get(_DATE)
+        text = self._render([{"role": each.role, "content": each.content} for each in messages], day)
+        return self._prepared(self.encode(text, control=True, begin=False), request, _MORE)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]], day: str | None) -> str:
+        def strftime_now(pattern: str) -> str:
+            now = datetime.datetime.fromisoformat(day) if day is not None else _now()
+            return now.strftime(pattern)
+
         most = _RENDER_FACTOR * sum(len(each["content"]) for each in messages) + _RENDER_EXTRA
         pieces, length = [], 0
         try:
             with _alarm(_RENDER_SECONDS):
                 for piece in self._template.generate(
                     messages=messages,
+                    tools=None,  # as the framework has them where there are none: defined, and none
+                    documents=None,
                     add_generation_prompt=True,
+                    strftime_now=strftime_now,
                     bos_token=self._vocabulary.bos,
                     eos_token=self._vocabulary.eos,
                 ):
@@ -118,7 +132,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     """Jinja as the framework sets it up for chat templates, without anything that reaches outside."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    environment.globals["raise_exception"] = _raise_exception
     return environment
 
 
@@ -130,8 +144,19 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(pattern)
+def _now() -> datetime.datetime:
+    """The time on this machine's clock; like the framework's, without a zone to be told."""
+    return datetime.datetime.now().astimezone().replace(tzinfo=None)
+
+
+def _is_day(value: Any) -> bool:
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}", value):
+        return False
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from mlos.tasks.task import Stream
 MAX_TOKENS = 256
 """Tokens written where a request names no number."""
 _MOST_STOPS, _LONGEST_STOP = 16, 256
+_UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -128,14 +131,37 @@ class _Plan:
 class LanguageTask:
     """A task of a language model: one sequence of tokens is continued.
 
-    The model's own file holds its vocabulary, so ``manifest.preprocessing`` need not say anything.
+    The model's own file holds its vocabulary. What that does not say, ``manifest.preprocessing[task]`` may:
+    ``ends``, the tokens with which the model says that it has finished (without it, those that llama.cpp takes
+    for such by their texts); and ``normalization``, the Unicode form (such as ``NFC``) that the framework's
+    tokenizer brings a text into before it cuts it, and llama.cpp does not.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._max_text_bytes = limits.max_text_bytes
         self._vocabulary: Vocabulary = vocabulary_of(folder, manifest.artifact)
         texts = sorted(filter(None, self._vocabulary.control), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
+        facts = manifest.preprocessing.get(self.name, {})
+        ends = facts.get("ends")
+        if ends is not None and not (isinstance(ends, list) and all(is_whole(each, 0) for each in ends)):
+            raise RefusedError(
+                f"the manifest does not say with which tokens an answer ends for {self.name}",
+                field=f"preprocessing.{self.name}.ends",
+                expected="a list of tokens",
+                got=f"{ends!r:.100}",
+            )
+        self._ends: Callable[[int], bool] = self._vocabulary.ends if ends is None else set(ends).__contains__
+        self._form = facts.get("normalization")
+        if self._form not in (None, *_UNICODE_FORMS):
+            raise RefusedError(
+                f"the manifest does not name a Unicode form that texts are brought into for {self.name}",
+                field=f"preprocessing.{self.name}.normalization",
+                expected=", ".join(_UNICODE_FORMS),
+                got=f"{self._form!r:.100}",
+            )
 
     def compute(self, engine: Engine, prepared: Prepared, stream: Stream) -> Generated:
         """Write until the model, a stop string or the length ends it."""
@@ -161,7 +187,7 @@ class LanguageTask:
         with closing(engine.generate(prompt, plan.sampling, stream.check)) as tokens:
             for token in tokens:
                 written += 1
-                if self._vocabulary.ends(token):
+                if self._ends(token):
                     reason = "stop"
                     break
                 if delta := writing.add(self._vocabulary.piece(token)):
@@ -179,13 +205,30 @@ class LanguageTask:
         """``{"text", "finish_reason", "usage": {"prompt_tokens", "completion_tokens"}}``."""
         return computed.as_result()
 
+    def encode(self, text: str, *, control: bool, begin: bool) -> list[int]:
+        """Tokens of ``text`` as the framework's tokenizer has them; see :meth:`mlos.engines.Vocabulary.encode`.
+
+        Like there, control tokens are found first, and only what stands between them is normalised.
+        """
+        pieces, at = [], 0
+        for mark in self._control.finditer(text) if control and self._control is not None else ():
+            pieces += [self._normal(text[at : mark.start()]), mark[0]]
+            at = mark.end()
+        pieces.append(self._normal(text[at:]))
+        return self._vocabulary.encode("".join(pieces), control=control, begin=begin)
+
+    def _normal(self, text: str) -> str:
+        return text if self._form is None else unicodedata.normalize(self._form, text)
+
     def refuse_control(self, text: str, field: str, hint: str) -> None:
         """Refuse a person's text that spells a control token, by which it could pass for the template's own.
 
         Raises:
             InvalidInputError: naming the token.
         """
-        found = self._control.search(text) if self._control is not None else None
+        found = None
+        if self._control is not None:  # which a text may come to spell when it is normalised
+            found = self._control.search(text) or self._control.search(self._normal(text))
         if found is not None:
             raise InvalidInputError(
                 f"{field} spells the model's control token {found[0]!r}",

@@ -33,5 +33,5 @@ class TextGeneration(LanguageTask):
         if not special:
             field = "prompt" if request.prompt is not None else "text"
             self.refuse_control(text, field, f"set parameters.{_SPECIAL} to true if it is meant as one")
-        tokens = self._vocabulary.encode(text, control=special, begin=True)
+        tokens = self.encode(text, control=special, begin=True)
         return self._prepared(tokens, request, _MORE)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
+import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import chat_template_utils
 
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model, read_config
 from mlos.axon.convert.gguf_files import QUANTIZED, WRITTEN, converts, quantize, write_gguf
@@ -23,6 +27,9 @@ from mlos.parity import Case
 PACKAGED, FORMS = "Q4_K_M", ("F16",)
 """Precision of the package, and those on the way to it that are proved as well."""
 _MODEL = "model.gguf"
+_MOST, _DATE = "max_tokens", "date"
+"""The parameters of golden requests."""
+_UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def covers(architecture: str | None, source: Path) -> bool:
@@ -45,7 +52,7 @@ class CausalLM(Family):
         self.tasks = choose_tasks(type(model).__name__, able, tasks)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         ends: Any = getattr(model.generation_config, "eos_token_id", None) or model.config.eos_token_id
-        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._ends = {int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
 
     @classmethod
     def load(cls, source: Path, tasks: Iterable[str] | None = None) -> Self:
@@ -100,22 +107,32 @@ class CausalLM(Family):
         )
 
     def preprocessing(self) -> dict[str, Any]:
-        """Nothing: what the tasks need to know is in the GGUF file."""
-        return {}
+        """What llama.cpp does otherwise: which tokens end an answer, and the Unicode form of texts, if any.
+
+        It goes by the texts of tokens, and so takes Qwen2's ordinary word ``</s>`` for an end.
+        """
+        facts: dict[str, Any] = {"ends": sorted(self._ends)} if self._ends else {}
+        form = _unicode_form(self.tokenizer)
+        if form is not None:
+            facts["normalization"] = form
+        return dict.fromkeys(self.tasks, facts) if facts else {}
 
     def answer(self, name: str, request: InferenceRequest) -> Case:
         """The framework's logits for the prompt or conversation, and its own greedy continuation.
 
-        The request's parameter ``max_tokens`` says how far that goes.
+        The request's parameter ``max_tokens`` says how far that goes. A conversation has the parameter ``date``
+        as well where the template tells the model the day: the record must be the same on every day.
         """
         task = request.task or ("chat" if request.messages is not None else "text-generation")
         self.require_task(name, task)
-        most = request.parameters.get("max_tokens")
-        if not isinstance(most, int) or request.parameters.keys() - {"max_tokens"}:
+        most = request.parameters.get(_MOST)
+        known = {_MOST, _DATE} if request.messages is not None else {_MOST}
+        if not isinstance(most, int) or request.parameters.keys() - known:
             raise InvalidInputError(
-                f"golden request {name} must have the parameter max_tokens and no other",
+                f"golden request {name} must have the parameter max_tokens and no other"
+                + (", or date as well" if _DATE in known else ""),
                 field=name,
-                expected="max_tokens",
+                expected=" and ".join(sorted(known, reverse=True)),
                 got=", ".join(request.parameters) or "none",
             )
         prompt = self._encode(name, request)
@@ -140,12 +157,13 @@ class CausalLM(Family):
         """The request's tokens, of shape (1, tokens)."""
         encoded: Any
         if request.messages is not None:
-            encoded = self.tokenizer.apply_chat_template(
-                [{"role": message.role, "content": message.content} for message in request.messages],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            with _on(request.parameters.get(_DATE), name):
+                encoded = self.tokenizer.apply_chat_template(
+                    [{"role": message.role, "content": message.content} for message in request.messages],
+                    add_generation_prompt=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                )
         else:
             text = request.prompt if request.prompt is not None else request.text
             if text is None:
@@ -171,6 +189,40 @@ class CausalLM(Family):
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # of one sequence
         return text
+
+
+@contextmanager
+def _on(day: str | None, name: str) -> Iterator[None]:
+    """Let the framework's templates think that it is ``day``: they read the clock, and cannot be told.
+
+    Raises:
+        InvalidInputError: if one reads it for the golden request ``name``, which names no day.
+    """
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+            if day is None:
+                raise InvalidInputError(
+                    f"golden request {name} must name a day: the model's chat template tells it",
+                    field=name,
+                    expected=f"the parameter {_DATE}, such as 2024-07-26",
+                )
+            return cls.fromisoformat(day)
+
+    before = vars(chat_template_utils)["datetime"]
+    setattr(chat_template_utils, "datetime", Clock)  # noqa: B010  (mypy forbids it written plainly)
+    try:
+        yield
+    finally:
+        setattr(chat_template_utils, "datetime", before)  # noqa: B010  (likewise)
+
+
+def _unicode_form(tokenizer: transformers.PreTrainedTokenizerFast) -> str | None:
+    """What the tokenizer makes of a text's characters before it cuts the text; None if it leaves them."""
+    step = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"] or {}
+    kinds = [each["type"] for each in step.get("normalizers", [step]) if each]
+    return next((kind for kind in kinds if kind in _UNICODE_FORMS), None)
 
 
 def _tokenizer(source: Path) -> transformers.PreTrainedTokenizerFast:

@@ -19,6 +19,7 @@ import transformers
 from mlos.axon.llama_cpp_source import converter_folder
 from mlos.engines.llama_cpp_library import hearing, library, reason
 from mlos.errors import MlosError, RefusedError
+from mlos.formats import verify
 from mlos.host.environment import usable_cores
 
 WRITTEN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -46,7 +47,8 @@ def write_gguf(source: Path, target: Path, precision: str, name: str) -> None:
     The converter reads facts from the name of the folder; it is shown one of the same name always.
 
     Raises:
-        RefusedError: if the converter refuses the repository.
+        RefusedError: if the converter refuses the repository, or writes a file that llama.cpp cannot open: of
+            that, the library would abort.
         MissingExtraError: if it is not installed.
     """
     command = _converter("convert_hf_to_gguf")
@@ -65,6 +67,7 @@ def write_gguf(source: Path, target: Path, precision: str, name: str) -> None:
         raise RefusedError(f"llama.cpp's converter refuses the repository: {words}") from error
     finally:
         sys.argv = before
+    verify(target)
 
 
 @contextmanager

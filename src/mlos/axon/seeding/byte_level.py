@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,12 @@ _RULES = {
 
 @dataclass(frozen=True)
 class _Layout:
-    """GPT-2's words in another numbering."""
+    """A family's words in another numbering, or with other marks."""
 
+    of: str = "gpt-2"
+    """What GGUF calls the family."""
+    marks: tuple[str, ...] = ()
+    """What the vocabulary's last tokens are called instead."""
     first: tuple[str, ...] = ()
     """Tokens before the words."""
     last: tuple[str, ...] = ()
@@ -101,27 +105,40 @@ _LAYOUTS = {
     "codegen": _Layout(  # CodeGen's and Phi's: runs of spaces and tabs after the words
         last=(*(" " * count for count in range(31, 1, -1)), *("\t" * count for count in range(9, 1, -1))),
     ),
+    "llama-3.2": _Layout(  # and 3.1's: Llama 3's, some of whose reserved marks have got a meaning
+        of="llama-bpe",
+        marks=(
+            *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"),
+            *("<|reserved_special_token_1|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>"),
+            *("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"),
+            *(f"<|reserved_special_token_{number}|>" for number in range(3, 248)),
+        ),
+    ),
 }
 
 
 def save_byte_level(vocabulary: Vocabulary, layout: str | None, destination: Path) -> None:
     """Write ``tokenizer.json``, and ``vocab.json`` and ``merges.txt`` where the published repository has them.
 
-    ``layout`` renumbers GPT-2's words: ``roberta``, ``deberta`` or ``codegen``.
+    ``layout`` renumbers GPT-2's words (``roberta``, ``deberta``, ``codegen``) or gives Llama 3's other marks
+    (``llama-3.2``).
 
     Raises:
         RefusedError: if how the family cuts texts is not known here, or a layout is asked of other words.
     """
     rules = _RULES.get(vocabulary.pre)
-    if rules is None or (layout is not None and vocabulary.pre != "gpt-2"):
+    arranged = _LAYOUTS[layout] if layout else _Layout(of=vocabulary.pre)
+    if rules is None or vocabulary.pre != arranged.of:
         raise RefusedError(
             f"no tokenizer can be made of a vocabulary of the kind {vocabulary.pre}"
             + (f" in the layout {layout}" if layout else ""),
             field="tokenizer.ggml.pre",
-            expected="gpt-2" if layout else " or ".join(_RULES),
+            expected=arranged.of if layout else " or ".join(_RULES),
             got=vocabulary.pre,
         )
-    arranged = _LAYOUTS[layout] if layout else _Layout()
+    if arranged.marks:
+        named = [*vocabulary.pieces[: -len(arranged.marks)], *arranged.marks]
+        vocabulary = replace(vocabulary, pieces=named)
     kinds = dict(zip(vocabulary.pieces, vocabulary.types, strict=True))
     if arranged.around:  # where a text's end is said by a token of the layout, GPT-2's own is a word as others
         kinds = dict.fromkeys(kinds, 1)
@@ -139,8 +156,15 @@ def save_byte_level(vocabulary: Vocabulary, layout: str | None, destination: Pat
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = rules.cut()
     tokenizer.decoder = decoders.ByteLevel()
+    # Words that the families added are published as normalized, unlike marks. It matters to llama.cpp's
+    # converter, which decodes all others: of letters that stand for a single byte it would make U+FFFD each.
     added = [
-        AddedToken(piece, normalized=False, special=kinds[piece] == CONTROL, lstrip=piece == arranged.mask)
+        AddedToken(
+            piece,
+            normalized=kinds[piece] == USER_DEFINED,
+            special=kinds[piece] == CONTROL,
+            lstrip=piece == arranged.mask,
+        )
         for piece in pieces
         if kinds[piece] != 1
     ]
