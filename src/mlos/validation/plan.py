@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Literal, TypeAlias
@@ -55,8 +55,8 @@ def plan(
 
     Args:
         catalogue: the models we know.
-        models: short names of the catalogue.
-        references: full references, taken as they are.
+        models: short names of the catalogue; ``NAME+FORM`` is a variant of one, such as ``minilm+int8``.
+        references: full references, taken as they are; ``+FORM`` behind one likewise.
         set_name: ``all``, or a set of the catalogue's, where neither names nor references are given.
         weights: whose weights; ``auto`` takes trained ones that an installed Python package carries, else the
             hub's where it answers, else seeded ones. ``small`` takes the small seeded variants. A model of a
@@ -86,18 +86,36 @@ def plan(
 
 
 def _by_reference(catalogue: Catalogue, text: str) -> PlannedModel:
-    resolved = catalogue.resolve(text)
+    original, form = _split(text)
+    resolved = catalogue.resolve(original)
     entry = resolved.entry
-    return PlannedModel(
+    planned = PlannedModel(
         name=entry.name if entry else resolved.reference.name,
         reference=str(resolved.reference),
         task=entry.tasks[0] if entry else None,
         weights_reason="the reference was given",
         entry=entry,
     )
+    return _in_form(planned, form)
 
 
-def _by_name(catalogue: Catalogue, name: str, weights: WeightsChoice) -> PlannedModel:
+def _split(text: str) -> tuple[str, str]:
+    """What is asked for, and the form of it behind a ``+``; the path of a file may hold one."""
+    if text.startswith("file:"):
+        return text, ""
+    original, _, form = text.partition("+")
+    return original, form
+
+
+def _in_form(planned: PlannedModel, form: str) -> PlannedModel:
+    """The variant of the model in this form; the model itself where that is empty."""
+    if not form:
+        return planned
+    return replace(planned, name=f"{planned.name}-{form}", reference=f"{planned.reference}+{form}")
+
+
+def _by_name(catalogue: Catalogue, text: str, weights: WeightsChoice) -> PlannedModel:
+    name, form = _split(text)
     entry = catalogue.entries.get(name)
     if entry is None:
         raise NotFoundError(
@@ -107,7 +125,7 @@ def _by_name(catalogue: Catalogue, name: str, weights: WeightsChoice) -> Planned
             got=repr(name),
             hint="give a model outside the catalogue as --model source/namespace/name",
         )
-    return _by_entry(entry, weights, demanded=True)
+    return _in_form(_by_entry(entry, weights, demanded=True), form)
 
 
 def _by_entry(entry: Entry, weights: WeightsChoice, *, demanded: bool) -> PlannedModel:
