@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.axon.conftest import answer, contents
+from tests.small import Small
 from tests.tiny_llama import TinyLlama, tiny_llama
 
 from mlos.axon import llama_cpp_source
@@ -134,13 +135,6 @@ def test_a_gguf_file_without_a_template_does_not_chat(tmp_path: Path) -> None:
     assert package["artifact"]["outputs"][0]["shape"] == ["batch", "sequence", 3]
 
 
-def test_an_encoder_in_gguf_is_no_language_model(tmp_path: Path) -> None:
-    written(tmp_path / "encoder.gguf", "bert", causal=False)
-    answer("install", f"file:{tmp_path}/encoder.gguf")
-    package = answer("info", "encoder")["manifest"]
-    assert (package["tasks"], package["artifact"]["outputs"]) == (["tensors"], [])
-
-
 def written(path: Path, architecture: str, *, causal: bool = True) -> None:
     """A GGUF file with three tokens, one tensor and no template."""
     writer = llama_cpp_source.gguf().GGUFWriter(path, architecture)
@@ -210,3 +204,17 @@ def test_the_default_requests_serve_a_model_outside_the_catalogue(llama: TinyLla
     )
     assert {case.task for case in golden.cases} == {"chat", "text-generation"}
     assert len({case.result["text"] for case in golden.cases}) == len(golden.cases)
+
+
+def test_a_vocabulary_that_llama_cpp_would_abort_on_is_refused_by_name(small: Small, tmp_path: Path) -> None:
+    """Two added tokens that stand for a byte each: the converter decodes them if they are not normalized."""
+    repository = tmp_path / "repository"
+    shutil.copytree(small.repository("deepseek-coder-1.3b"), repository)
+    tokenizer = json.loads((repository / "tokenizer.json").read_bytes())
+    assert {token["content"] for token in tokenizer["added_tokens"] if token["normalized"]} >= {"õ", "÷"}
+    for token in tokenizer["added_tokens"]:
+        token["normalized"] = False
+    (repository / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RefusedError, match="two tokens of its vocabulary have the same text") as caught:
+        write_gguf(repository, tmp_path / "x.gguf", "F16", "x")
+    assert "\ufffd" in (caught.value.got or "")
