@@ -57,6 +57,8 @@ class Repository:
     token: str | None = None
     """The token that may read its files; None: anybody."""
     revisions: tuple[str, ...] = ("main", "v1.0")
+    gguf: dict[str, Any] | None = None
+    """What the hub says of its GGUF files."""
 
     @property
     def commit(self) -> str:
@@ -221,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             "gated": repository.gated,
             "tags": ["transformers"],
             "cardData": repository.card,
+            "gguf": repository.gguf,
             "siblings": [_sibling(path, body, blobs) for path, body in sorted(repository.files.items())],
         }
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})

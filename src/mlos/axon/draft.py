@@ -1,8 +1,8 @@
 """From a verified repository folder to the files of a package and the manifest that describes them.
 
 SafeTensors are converted; ONNX and GGUF files are taken as they are, with no framework that answers for them:
-ONNX with a configuration beside it is served by the tasks that fit both, without one as tensors; a language
-model in GGUF as what its metadata says it can do. What is not listed in
+ONNX with a configuration beside it is served by the tasks that fit both, without one as tensors; a model of
+texts in GGUF as what its metadata says it can do. What is not listed in
 the draft is left behind: the source's weights after a conversion, and whatever nobody asked for.
 """
 
@@ -20,10 +20,12 @@ from mlos.axon.convert import convert
 from mlos.axon.fit import Fitted, fit
 from mlos.axon.sources import Resolution
 from mlos.axon.sources.digests import sha256_of
+from mlos.axon.sources.gguf_choice import UNSERVED_GGUF, refuse_gguf
 from mlos.axon.sources.selection import is_document
 from mlos.catalogue import Entry
 from mlos.console import Console
 from mlos.engines.llama_cpp import language_model
+from mlos.engines.llama_cpp_encoder import encoder
 from mlos.errors import CorruptError, RefusedError
 from mlos.formats import Summary, Survey
 from mlos.formats.gguf import FILE_TYPES
@@ -42,8 +44,10 @@ _TOKENIZER = re.compile(
 )
 
 
-_ENCODER_DECODERS = ("t5", "t5encoder")
-"""Architectures in GGUF that no engine here continues sequences with."""
+_ENCODERS = ("bert", "nomic-bert", "jina-bert-v2")
+"""Architectures in GGUF that encode texts; each token sees all others."""
+_POOLING = {1: "mean", 2: "cls"}
+"""``ARCHITECTURE.pooling_type`` of GGUF (``enum llama_pooling_type``) to a way to pool; 0 says nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +155,16 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, co
         found = zip((path.as_posix() for path in survey.files), survey.summaries, strict=True)
         summary = whole(dict(found), model)
     architecture = summary.metadata.get("general.architecture")
+    if survey.format == "gguf" and architecture in UNSERVED_GGUF:
+        raise refuse_gguf(architecture, UNSERVED_GGUF[architecture])
     vocabulary = _vocabulary(summary)
     tasks: tuple[str, ...] = ("tensors",)
     fitted: Fitted | None = None
-    if vocabulary is None:
+    preprocessing: Mapping[str, Any] | None = None
+    if vocabulary is not None and not _is_causal(summary):
+        artifact, preprocessing = _encoder(model, summary, console)
+        tasks = tuple(preprocessing)
+    elif vocabulary is None:
         artifact = Artifact(
             format=survey.format,
             precision=_precision(summary),
@@ -165,6 +175,7 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, co
         if survey.format == "onnx" and (source / "config.json").is_file():
             fitted = fit(source, folder, artifact, console)
             artifact, tasks, architecture = fitted.artifact, fitted.tasks, fitted.architecture
+            preprocessing = fitted.preprocessing
     else:
         artifact = language_model(model, _precision(summary), vocabulary)
         tasks = ("chat", "text-generation") if _TEMPLATE in summary.metadata else ("text-generation",)
@@ -178,17 +189,53 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, co
         tasks=tasks,
         parameters=summary.parameters,
         roles=roles | made,
-        preprocessing=fitted.preprocessing if fitted is not None else None,
+        preprocessing=preprocessing,
         architecture=architecture if isinstance(architecture, str) else None,
     )
 
 
+def _is_causal(summary: Summary) -> bool:
+    """Whether a model of texts in GGUF continues them; else it encodes them.
+
+    Raises:
+        RefusedError: if it does neither in a way that is served.
+    """
+    architecture = str(summary.metadata.get("general.architecture"))
+    causal = bool(summary.metadata.get(f"{architecture}.attention.causal", True))
+    if not causal and architecture not in _ENCODERS:
+        raise refuse_gguf(architecture, "a model whose tokens see what comes after them")
+    return causal and architecture not in _ENCODERS
+
+
+def _encoder(path: str, summary: Summary, console: Console) -> tuple[Artifact, dict[str, dict[str, Any]]]:
+    """The artifact of an encoder in GGUF, and its tasks with what they need to know."""
+    architecture = summary.metadata["general.architecture"]
+
+    def number(key: str, default: int | None = None) -> int:
+        value = summary.metadata.get(f"{architecture}.{key}", default)
+        if not isinstance(value, int) or value < (1 if default is None else 0):
+            raise CorruptError(
+                f"the GGUF file's {architecture}.{key} is no number", field=key, got=f"{value!r:.100}"
+            )
+        return value
+
+    width, length, pooling = number("embedding_length"), number("context_length"), number("pooling_type", 0)
+    if pooling not in (0, *_POOLING):
+        kind = "a model that ranks texts" if pooling == 4 else f"an encoder that pools in the way {pooling}"
+        raise refuse_gguf(architecture, kind)
+    if pooling == 0:
+        console.note("the file does not say how it pools: an embedding is the mean of its tokens'")
+    facts = {"max_length": length}
+    return encoder(path, _precision(summary), width), {
+        "embeddings": facts | {"pooling": _POOLING.get(pooling, "mean"), "normalize": False},
+        "token-embeddings": facts,
+    }
+
+
 def _vocabulary(summary: Summary) -> int | None:
-    """How many tokens a causal language model in GGUF has; None for any other model."""
+    """How many tokens a model of texts in GGUF has; None for any other model."""
     tokens = summary.metadata.get("tokenizer.ggml.tokens")
-    architecture = summary.metadata.get("general.architecture")
-    causal = summary.metadata.get(f"{architecture}.attention.causal", True)
-    if summary.format != "gguf" or tokens is None or not causal or architecture in _ENCODER_DECODERS:
+    if summary.format != "gguf" or tokens is None:
         return None
     count = tokens.get("length") if isinstance(tokens, dict) else tokens
     count = len(count) if isinstance(count, list) else count

@@ -16,6 +16,7 @@ from mlos.engines.engine import Engine
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Vocabulary
+from mlos.engines.llama_cpp_encoder import LlamaCppEncoder, is_encoder
 from mlos.engines.side_by_side import SideBySide, asked_of
 from mlos.errors import RefusedError
 from mlos.model import Artifact
@@ -46,6 +47,8 @@ def open_model(folder: Path, artifact: Artifact, threads: int) -> Engine:
         MissingExtraError: if an engine's library is not installed.
         RefusedError: if no engine opens it, or a file cannot be loaded or is not what was declared.
     """
+    if is_encoder(artifact):
+        return LlamaCppEncoder.open(folder, artifact, threads)
     if not artifact.parts:
         return engine_for(artifact).open(folder, artifact, threads)
     parts = {name: engine_for(part).open(folder, part, threads) for name, part in artifact.parts.items()}

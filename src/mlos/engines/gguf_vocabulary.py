@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mlos.engines.files import file_of
-from mlos.engines.language import Vocabulary
 from mlos.engines.llama_cpp_library import Model, library
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.model import Artifact
@@ -19,7 +18,7 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 """Of ``llama_token_attr``."""
 
 
-def vocabulary_of(folder: Path, artifact: Artifact) -> Vocabulary:
+def vocabulary_of(folder: Path, artifact: Artifact) -> GgufVocabulary:
     """How the language model of ``artifact``, in the package's ``folder``, spells; its weights are not loaded.
 
     Raises:
@@ -89,21 +88,41 @@ class GgufVocabulary:
         Raises:
             InvalidInputError: if the vocabulary cannot spell the text.
         """
+        found = self._tokenize(text, special=False, control=control)
+        wanted = begin and library().llama_vocab_get_add_bos(self._model.vocabulary)
+        if wanted and found[:1] != [self._bos]:
+            found.insert(0, self._bos)
+        return found
+
+    def whole(self, text: str, most: int) -> list[int]:
+        """Tokens of ``text`` as an encoder reads it: special ones at both ends, and ``most`` of them at most.
+
+        The texts of control tokens become these tokens, as in the framework's tokenizers.
+
+        Raises:
+            InvalidInputError: if the vocabulary cannot spell the text.
+        """
+        api, found = library(), self._tokenize(text, special=True, control=True)
+        ends = {api.llama_vocab_sep(self._model.vocabulary), api.llama_vocab_eos(self._model.vocabulary)}
+        if len(found) <= most:
+            return found
+        return [*found[: most - 1], found[-1]] if found[-1] in ends else found[:most]
+
+    def _tokenize(self, text: str, *, special: bool, control: bool) -> list[int]:
         api, data = library(), text.encode()
         room = len(data) + 8  # a token stands for a byte at least; a space may come before the first
         while True:
             tokens = (api.llama_token * room)()
-            count = api.llama_tokenize(self._model.vocabulary, data, len(data), tokens, room, False, control)
+            count = api.llama_tokenize(self._model.vocabulary, data, len(data), tokens, room, special, control)
             if count >= 0:
-                break
+                return list(tokens[:count])
             if -count <= room:  # the library asks for no more room: it failed for another reason
                 raise InvalidInputError("the model's vocabulary cannot spell this text", field="text")
             room = -count
-        found = list(tokens[:count])
-        wanted = begin and api.llama_vocab_get_add_bos(self._model.vocabulary)
-        if wanted and found[:1] != [self._bos]:
-            found.insert(0, self._bos)
-        return found
+
+    def spelling(self, token: int) -> str:
+        """How the vocabulary itself writes a token."""
+        return self._text(token)
 
     def piece(self, token: int) -> bytes:
         """What a token adds to the text; nothing for a control token."""

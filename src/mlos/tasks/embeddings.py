@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from mlos.errors import RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
+from mlos.tasks.gguf_text import encoder_of
 from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, require_finite, texts_of
 from mlos.tasks.task import SinglePass
-from mlos.tasks.text import TextEncoder, states_of
+from mlos.tasks.text import states_of
 
 
 def _mean(hidden: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -54,7 +55,7 @@ class Embeddings(SinglePass):
     name: ClassVar[str] = "embeddings"
 
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
-        self._encoder = TextEncoder(folder, manifest, self.name)
+        self._encoder = encoder_of(folder, manifest, self.name)
         self._max_text_bytes = limits.max_text_bytes
         options = self._encoder.options
         pooling = options.get("pooling", "mean")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mlos.model import InferenceRequest, Manifest, Tensors
+from mlos.tasks.gguf_text import encoder_of
 from mlos.tasks.prepared import Limits, Prepared, check_parameters, require_finite, texts_of
 from mlos.tasks.task import SinglePass
-from mlos.tasks.text import TextEncoder, states_of
+from mlos.tasks.text import states_of
 
 
 class TokenEmbeddings(SinglePass):
@@ -24,7 +25,7 @@ class TokenEmbeddings(SinglePass):
     name: ClassVar[str] = "token-embeddings"
 
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
-        self._encoder = TextEncoder(folder, manifest, self.name)
+        self._encoder = encoder_of(folder, manifest, self.name)
         self._max_text_bytes = limits.max_text_bytes
         self._output = states_of(manifest, self._encoder.options)
 

@@ -30,6 +30,27 @@ _PROJECTOR = "mmproj"
 """How files begin that hold another model's eyes, and are no language model."""
 
 
+UNSERVED_GGUF = {
+    "t5": "an encoder and a decoder",
+    "t5encoder": "an encoder of T5's kind",
+    "clip": "an encoder of images",
+    "whisper": "a recogniser of speech",
+    "wavtokenizer-dec": "a writer of sounds",
+}
+"""Architectures in GGUF that are not served, and what they are."""
+
+
+def refuse_gguf(architecture: str, kind: str) -> RefusedError:
+    """The error for a GGUF model that is not served."""
+    return RefusedError(
+        f"a GGUF model of the architecture {architecture} is {kind}, which is not served",
+        field="general.architecture",
+        expected="a language model, or an encoder of texts that pools by the mean or the first token",
+        got=architecture,
+        hint="where its SafeTensors are published, install those: they are converted and proved",
+    )
+
+
 def canonical(form: str) -> str:
     """A form as it is shown and stored: a precision of GGUF in its own spelling, any other in lower case."""
     return form.upper() if _OWN.fullmatch(form.upper()) else form.lower()

@@ -23,6 +23,7 @@ from mlos import __version__
 from mlos.axon.sources import Resolution, SourceFile, account, offline
 from mlos.axon.sources.account import endpoint
 from mlos.axon.sources.download import Patience, TransientError, download, is_transient, persist, retry_after
+from mlos.axon.sources.gguf_choice import UNSERVED_GGUF, refuse_gguf
 from mlos.axon.sources.selection import select
 from mlos.console import Console
 from mlos.errors import AuthenticationError, CorruptError, HubError, MlosError, NotFoundError, UsageError
@@ -56,6 +57,10 @@ class HubSource:
                 f"{endpoint()} gives {commit[:80]!r} as the commit of {shown}", expected="40 hex digits"
             )
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        # What the hub has read in a repository's GGUF files tells before anything is fetched.
+        architecture = (info.gguf or {}).get("architecture")
+        if architecture in UNSERVED_GGUF and not any(name.endswith(".safetensors") for name in siblings):
+            raise refuse_gguf(architecture, UNSERVED_GGUF[architecture])
         selection = select(siblings, shown, allow_pickle=allow_pickle, form=reference.variant)
         files = tuple(_source_file(siblings[path], shown) for path in selection.paths)
         warnings = []
