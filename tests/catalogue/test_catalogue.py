@@ -172,6 +172,21 @@ def test_a_wrong_file_is_named_with_the_place(
         Catalogue.load(folder)
 
 
+def test_entries_that_publish_the_same_tokenizer_share_its_recipe(folder: Path) -> None:
+    path = folder / "models" / "gpt2.toml"
+    text = path.read_text()
+    table = text[text.index("[seeded.tokenizer]") : text.index("# Standard deviation")]
+    path.write_text(text.replace(table, "").replace("seed = 1", 'seed = 1\ntokenizer = { of = "phi-2" }'))
+    entries = Catalogue.load(folder).entries
+    assert entries["gpt2"].seeded is not None
+    assert entries["phi-2"].seeded is not None
+    assert entries["gpt2"].seeded.tokenizer == entries["phi-2"].seeded.tokenizer
+    for wrong in ("nobody", "resnet", "gpt2"):
+        path.write_text(re.sub(r'of = ".*"', f'of = "{wrong}"', path.read_text()))
+        with pytest.raises(MlosError, match=r"gpt2.toml: seeded.tokenizer: expected 'of' alone"):
+            Catalogue.load(folder)
+
+
 def test_an_entry_needs_a_reference(folder: Path) -> None:
     path = folder / "models" / "minilm.toml"
     text = re.sub(r"(?m)^(hub|trained|seeded) = .*\n", "", path.read_text())

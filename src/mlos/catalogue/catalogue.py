@@ -63,7 +63,7 @@ class Catalogue:
         entries: dict[str, Entry] = {}
         owners: dict[str, str] = {}
         for path in sorted((folder / "models").glob("*.toml")):
-            entry = _checked(Entry, _with_media(_toml(path), folder, path), path)
+            entry = _checked(Entry, _with_tokenizer(_with_media(_toml(path), folder, path), path), path)
             if entry.name != path.stem:
                 raise _wrong(path, "name", f"the file's name, '{path.stem}'", repr(entry.name))
             tiny = [entry.tiny_reference] if entry.tiny_reference else []
@@ -159,6 +159,19 @@ def _toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise MlosError(f"catalogue file {path.name} cannot be read: {error}") from error
+
+
+def _with_tokenizer(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``data`` of a catalogue file with the recipe of a tokenizer in place of the entry whose it is."""
+    recipe = data.get("seeded", {})
+    owner = recipe.get("tokenizer", {}).get("of")
+    if owner is None:
+        return data
+    other = path.with_name(f"{owner}.toml")
+    shared = _toml(other).get("seeded", {}).get("tokenizer", {}) if other.is_file() else {}
+    if not shared or "of" in shared or len(recipe["tokenizer"]) > 1:
+        raise _wrong(path, "seeded.tokenizer", "'of' alone, an entry with a tokenizer of its own", repr(owner))
+    return data | {"seeded": recipe | {"tokenizer": shared}}
 
 
 def _with_media(data: dict[str, Any], folder: Path, path: Path) -> dict[str, Any]:
