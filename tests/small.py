@@ -18,14 +18,17 @@ from typing import Any
 import onnx
 import torch
 
-from mlos import __version__
+from mlos import __version__, formats
 from mlos.axon import convert, prove_child
 from mlos.axon.convert import Converted, child
+from mlos.axon.draft import Draft
 from mlos.axon.seeding import child as seeding
 from mlos.axon.seeding import recipe_of
+from mlos.axon.zoo import with_test_data
 from mlos.catalogue import Entry, catalogue
+from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.engines import open_model
-from mlos.model import FileEntry, InferenceRequest, Manifest, ParityMeasure
+from mlos.model import Artifact, FileEntry, InferenceRequest, Manifest, ParityMeasure
 from mlos.parity import tolerance_of
 from mlos.store import InstallRecord, Package, Store
 from mlos.tasks import Limits, Silence, tasks_of
@@ -115,6 +118,9 @@ class Small:
         if name not in self._converted:
             output.mkdir(parents=True)
             entry = catalogue().entries[name]
+            if entry.seeded is not None and entry.seeded.form == "onnx":
+                self._converted[name] = self._taken(entry, output)
+                return output, self._converted[name]
             requests = [(case.name, case.request) for case in entry.golden]
             order = convert.order(self.repository(name), output, requests, entry.tasks)
             self._converted[name] = Converted.model_validate(self._run(child.main, order))
@@ -134,6 +140,27 @@ class Small:
             measures = candidate.prove()
             record = InstallRecord(installed_at=datetime.now(UTC), axon=__version__)
             return store.commit(staging, candidate.draft(parity=measures), record)
+
+    def _taken(self, entry: Entry, output: Path) -> Converted:
+        """An ONNX file as it is, its test data as the golden record."""
+        source = self.repository(entry.name)
+        (summary,) = formats.survey(source).summaries
+        artifact = Artifact(
+            format="onnx", precision="fp32", path="model.onnx", inputs=summary.inputs, outputs=summary.outputs
+        )
+        shutil.copyfile(source / "model.onnx", output / "model.onnx")
+        draft = Draft("onnx", artifact, ("tensors",), summary.parameters, {"model.onnx": "graph"})
+        quiet = Console(OutputFormat.QUIET, ProgressMode.NONE)
+        draft = with_test_data(draft, source, output, tolerance_of(artifact, entry.tolerance), quiet)
+        return Converted(
+            artifact=draft.artifact,
+            tasks=draft.tasks,
+            architecture=entry.architecture,
+            parameters=draft.parameters,
+            preprocessing={},
+            tools={},
+            files=tuple(draft.roles.items()),
+        )
 
     @staticmethod
     def _run(main: Any, order: dict[str, Any]) -> Any:

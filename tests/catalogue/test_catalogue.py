@@ -48,6 +48,9 @@ def test_every_entry_resolves_by_all_its_references(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(catalogue().entries))
 def test_every_entry_asks_single_and_batched_golden_requests(name: str) -> None:
     entry = catalogue().entries[name]
+    if entry.seeded is not None and entry.seeded.form == "onnx":
+        assert not entry.golden  # its requests are the test data beside its file
+        return
     one_by_one = {"chat", "text-generation"}  # a request to these holds one subject
     if one_by_one.issuperset(entry.tasks):
         assert 1 in shapes(name)

@@ -21,7 +21,7 @@ from mlos.axon.fit import Fitted, fit
 from mlos.axon.sources import Resolution
 from mlos.axon.sources.digests import sha256_of
 from mlos.axon.sources.gguf_choice import UNSERVED_GGUF, refuse_gguf
-from mlos.axon.sources.selection import is_document
+from mlos.axon.sources.selection import is_document, is_test_data
 from mlos.catalogue import Entry
 from mlos.console import Console
 from mlos.engines.llama_cpp import language_model
@@ -90,7 +90,7 @@ class Draft:
             commit=origin.resolution.commit,
             weights=origin.resolution.weights,
             licence=origin.licence,
-            architecture=self.architecture,
+            architecture=self.architecture or (origin.entry.architecture if origin.entry is not None else None),
             parameters=self.parameters,
             source_format=self.source_format,
             tasks=self.tasks,
@@ -138,6 +138,8 @@ def convert_to_draft(
 def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, console: Console) -> Draft:
     """Take the one ONNX or GGUF model of ``source``, all parts of it, and what belongs to it, into ``folder``.
 
+    Test data is left: what becomes of it is :mod:`mlos.axon.zoo`'s to say.
+
     Raises:
         RefusedError: if there are several, or the graph is of a kind that is refused.
         MissingExtraError: if the framework, which reads a graph's configuration, is not installed.
@@ -181,7 +183,9 @@ def take_as_draft(origin: Origin, source: Path, survey: Survey, folder: Path, co
         tasks = ("chat", "text-generation") if _TEMPLATE in summary.metadata else ("text-generation",)
     made = dict(fitted.files) if fitted is not None else {}
     left = {path.as_posix() for path in survey.ignored} | made.keys()
-    roles = {path: _role(path, model) for path in _relative(source) if path not in left}
+    roles = {
+        path: _role(path, model) for path in _relative(source) if path not in left and not is_test_data(path)
+    }
     _move(source, roles, folder)
     return Draft(
         source_format=survey.format,

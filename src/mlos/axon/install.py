@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,16 +20,17 @@ from mlos import __version__, formats
 from mlos.axon.draft import Origin, convert_to_draft, take_as_draft
 from mlos.axon.memory import require_memory
 from mlos.axon.pickles import replace_pickles
-from mlos.axon.prove import prove
+from mlos.axon.prove import prove, require_opening
 from mlos.axon.sources import Resolution, Source, offline, source_of
 from mlos.axon.sources.gguf_choice import canonical
 from mlos.axon.sources.lookalike import lookalike
 from mlos.axon.sources.selection import is_pickle
+from mlos.axon.zoo import with_test_data
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
 from mlos.errors import HubError, UsageError
-from mlos.model import Manifest, ParityMeasure, Reference
-from mlos.parity import tolerance_named
+from mlos.model import ParityMeasure, Reference
+from mlos.parity import tolerance_named, tolerance_of
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
 
@@ -228,6 +229,8 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
                 draft = convert_to_draft(origin, arrivals.folder, staging.folder, console, readers)
             else:
                 draft = take_as_draft(origin, arrivals.folder, survey, staging.folder, console)
+                row = tolerance_of(draft.artifact, _tolerance(origin.entry, draft.tasks))
+                draft = with_test_data(draft, arrivals.folder, staging.folder, row, console)
         with clock.stage("package"):
             manifest = draft.manifest(origin, staging.folder)
         if manifest.golden is not None:
@@ -235,8 +238,11 @@ def _make(planned: Plan, source: Source, store: Store, console: Console) -> Inst
                 measures: tuple[ParityMeasure, ...] = ()
                 for artifact in (*draft.forms, manifest.artifact):
                     form = manifest.model_copy(update={"artifact": artifact})
-                    measures += prove(staging.folder, form, _tolerance(origin.entry, manifest), console)
+                    measures += prove(staging.folder, form, _tolerance(origin.entry, manifest.tasks), console)
                 manifest = manifest.model_copy(update={"parity": measures})
+        elif manifest.artifact.format == "onnx":
+            with clock.stage("verify"):
+                require_opening(staging.folder, manifest, console)
         with clock.stage("package"), console.step("package"):
             # The record is part of what is committed, so its own time for this stage ends before the commit.
             record = InstallRecord(
@@ -273,9 +279,9 @@ def _alone(store: Store, origin: Origin) -> Iterator[None]:
         yield
 
 
-def _tolerance(entry: Entry | None, manifest: Manifest) -> str:
+def _tolerance(entry: Entry | None, tasks: Sequence[str]) -> str:
     """The row of the tolerance table: the entry's, else the catalogue's for the first task."""
-    return entry.tolerance if entry is not None else catalogue().defaults[manifest.tasks[0]].tolerance
+    return entry.tolerance if entry is not None else catalogue().defaults[tasks[0]].tolerance
 
 
 def _short_name(reference: Reference) -> str:

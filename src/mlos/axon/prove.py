@@ -21,6 +21,7 @@ from mlos.model import Manifest, ParityMeasure
 from mlos.parity import require, tolerance_of
 
 _CHILD = "mlos.axon.prove_child"
+_OPENER = "mlos.axon.open_child"
 _TIMEOUT = 1800.0  # seconds; a handful of requests, and the loading of the model
 _GIB = 1 << 30
 _MEASURES = TypeAdapter(tuple[ParityMeasure, ...])
@@ -43,13 +44,6 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
     if draft.golden is None:
         return ()
     row = tolerance_of(draft.artifact, tolerance)
-    policy = Policy(
-        read=(folder,),
-        # Weights twice (packed for the processor), every case's tensors in double precision, the libraries.
-        memory_bytes=min(4 * _size(folder) + 4 * _GIB, usable_memory()),
-        file_bytes=0,
-        open_files=256,
-    )
     request: dict[str, Any] = {
         "folder": str(folder.absolute()),
         "manifest": draft.model_dump(mode="json"),
@@ -63,7 +57,7 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
                 step.expect(float(event["cases"]))
             step.advance(float(event.get("answered", 0)))
 
-        answer = run_confined(_CHILD, request, policy, timeout=_TIMEOUT, on_event=show)
+        answer = run_confined(_CHILD, request, _policy(folder), timeout=_TIMEOUT, on_event=show)
     try:
         measures = _MEASURES.validate_python(answer.get("measures"))
     except ValidationError as error:
@@ -72,6 +66,28 @@ def prove(folder: Path, draft: Manifest, tolerance: str, console: Console) -> tu
         raise ParityError("parity failed: nothing was compared")
     require(measures)
     return measures
+
+
+def require_opening(folder: Path, draft: Manifest, console: Console) -> None:
+    """Open the ONNX package that ``draft`` describes with its engine, once; for one that nothing is asked of.
+
+    Raises:
+        RefusedError: with the engine's reason, if it cannot: an operator or an operator set that it lacks.
+        MlosError: if the child fails.
+    """
+    request = {"folder": str(folder.absolute()), "artifact": draft.artifact.model_dump(mode="json")}
+    with console.step("open"):
+        run_confined(_OPENER, request, _policy(folder), timeout=_TIMEOUT)
+
+
+def _policy(folder: Path) -> Policy:
+    return Policy(
+        read=(folder,),
+        # Weights twice (packed for the processor), every case's tensors in double precision, the libraries.
+        memory_bytes=min(4 * _size(folder) + 4 * _GIB, usable_memory()),
+        file_bytes=0,
+        open_files=256,
+    )
 
 
 def _size(folder: Path) -> int:

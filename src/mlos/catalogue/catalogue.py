@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlos.catalogue.entry import Entry, GoldenRequest, SeededRecipe
 from mlos.errors import MlosError, NotFoundError
@@ -31,7 +31,8 @@ class TaskDefaults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tolerance: str
-    golden: tuple[GoldenRequest, ...] = Field(min_length=1)
+    golden: tuple[GoldenRequest, ...] = ()
+    """None where there is nothing to ask every model alike: tensors are each model's own."""
 
 
 @dataclass(frozen=True)

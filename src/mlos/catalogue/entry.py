@@ -144,6 +144,8 @@ class TinyRecipe(_Frozen):
 class SeededRecipe(_Frozen):
     """How the published architecture is filled with calibrated random weights."""
 
+    form: Literal["repository", "onnx"] = "repository"
+    """What is made: the framework's own files; or an ONNX file with the framework's answers beside it."""
     seed: int = Field(ge=0)
     config: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
     """File in ``configs/``: the published configuration, transcribed."""
@@ -189,14 +191,15 @@ class Entry(_Frozen):
     """Sets that it is validated with, beside ``all``; ``default`` is what a run without names validates."""
     licence: str
     architecture: str
-    """Class of transformers that the published configuration names."""
+    """Class of transformers that the published configuration names, or one of the room ``axon/seeding``."""
     parameters: int = Field(gt=0)
     tolerance: str
     """Row of the parity room's tolerance table."""
     references: References
     aliases: tuple[ReferenceText, ...] = ()
     """Other references that people write; each means the reference of the same source above."""
-    golden: tuple[GoldenRequest, ...] = Field(min_length=3)
+    golden: tuple[GoldenRequest, ...] = ()
+    """Three at least; none of a model that comes as an ONNX file, whose publisher's test data is its record."""
     seeded: SeededRecipe | None = None
 
     @model_validator(mode="after")
@@ -206,6 +209,12 @@ class Entry(_Frozen):
             raise ValueError("references: give at least one of hub, seeded and trained")
         if (self.references.seeded is None) != (self.seeded is None):
             raise ValueError("seeded: a seeded reference and a [seeded] recipe come together")
+        least = 0 if self.seeded is not None and self.seeded.form == "onnx" else 3
+        if len(self.golden) < least or (self.golden and not least):
+            raise ValueError(
+                f"golden: expected {f'at least {least} requests' if least else 'none beside an ONNX file'}, "
+                f"got {len(self.golden)}"
+            )
         sources = {Reference.parse(text).source for text in given.values()}
         for alias in self.aliases:
             if Reference.parse(alias).source not in sources:

@@ -29,15 +29,17 @@ _GIB = 1 << 30
 def seed(entry: Entry, tiny: bool, destination: Path, console: Console) -> None:
     """Write the seeded model of ``entry``, or its small variant, into the existing folder ``destination``.
 
-    The files are those of a hub repository: ``config.json``, ``model.safetensors`` and the tokenizer's. The
-    same recipe gives the same bytes.
+    The files are those of a hub repository: ``config.json``, ``model.safetensors`` and the tokenizer's; or a
+    ``model.onnx`` with test data beside it. The same recipe gives the same bytes; the answers in test data may
+    differ in their last bits between kinds of processors.
 
     Raises:
         NotFoundError: if the entry has no recipe, or the distribution with its tokenizer is not installed.
         MissingExtraError: if the framework is not installed.
     """
     recipe, tokenizer = recipe_of(entry, tiny)
-    for package in ("torch", "transformers", "safetensors"):
+    onnx = ("onnx", "onnxscript") if recipe.get("form") == "onnx" else ()
+    for package in ("torch", "transformers", "safetensors", *onnx):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError.of("convert", "building a seeded model")
     size = 4 * recipe["parameters"]
@@ -100,6 +102,8 @@ def recipe_of(entry: Entry, tiny: bool) -> tuple[dict[str, Any], dict[str, Path]
         }
     if files:
         recipe["files"] = files
+    if entry.seeded.form != "repository":
+        recipe["form"] = entry.seeded.form
     return recipe, tokenizer
 
 

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from transformers.initialization import no_init_weights
 
 from mlos.axon.seeding.batch import batch
+from mlos.axon.seeding.densenet import DenseNet, DenseNetConfig
 from mlos.axon.seeding.tokenizer import save_json, save_tokenizer
 from mlos.errors import MlosError
 from mlos.host.child import serve
@@ -62,6 +63,12 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     fill(model, recipe["seed"])
     calibrate(model, recipe["seed"], [(re.compile(name), spread) for name, spread in recipe["spread"]], emit)
+    if recipe.get("form") == "onnx":
+        # Imported here: the exporter takes seconds to load, which no other recipe has to wait for.
+        from mlos.axon.seeding.onnx_file import save_onnx
+
+        save_onnx(model, recipe["seed"], destination)
+        return {"parameters": parameters}
     save_weights(model, _dtype(recipe["config"]), destination / "model.safetensors")
     save_json(recipe["config"], destination / "config.json")
     for name, content in recipe.get("files", {}).items():
@@ -74,7 +81,11 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def build(architecture: str, config: dict[str, Any]) -> transformers.PreTrainedModel:
-    """The transformers class ``architecture`` with ``config``, in eval mode."""
+    """The class ``architecture``, of transformers or our own, with ``config``, in eval mode."""
+    if architecture == DenseNet.__name__:
+        own = DenseNet(DenseNetConfig(**config))
+        own.train(False)
+        return own
     kind = getattr(transformers, architecture, None)
     if kind is None:
         raise MlosError(f"transformers {transformers.__version__} has no class {architecture}")

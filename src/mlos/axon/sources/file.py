@@ -22,7 +22,7 @@ from mlos import formats
 from mlos.axon.sources import Resolution, SourceFile
 from mlos.axon.sources.digests import sha256_of
 from mlos.axon.sources.local import copy_files
-from mlos.axon.sources.selection import select
+from mlos.axon.sources.selection import select, test_data
 from mlos.console import Console
 from mlos.errors import NotFoundError, RefusedError, UsageError
 from mlos.formats.gguf_parts import parts_of
@@ -58,7 +58,7 @@ class FileSource:
             selection = select(_names(place), str(place), allow_pickle=allow_pickle)
             paths, notes, root = selection.paths, selection.notes, place
         elif place.exists():
-            paths, notes, root = _single(place), (), place.parent
+            (paths, notes), root = _single(place), place.parent
         else:
             raise NotFoundError(f"{place} does not exist", field="reference", got=str(place))
         files = tuple(_source_file(root, path) for path in paths)
@@ -95,8 +95,11 @@ def _split(path: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match and not Path(path).expanduser().exists() else (path, None)
 
 
-def _single(place: Path) -> tuple[str, ...]:
-    """The file's name and its external data's; verified here already, so that nothing is copied in vain."""
+def _single(place: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The file's name, its external data's and its test data's, and notes on what was left.
+
+    Verified here already, so that nothing is copied in vain.
+    """
     summary = formats.verify(place)
     if summary.format not in ("onnx", "gguf"):
         raise RefusedError(
@@ -114,7 +117,9 @@ def _single(place: Path) -> tuple[str, ...]:
                 expected=f"{len(parts)} parts in one folder",
                 got="not all",
             )
-    return (*parts, *summary.external_files)
+    beside = [path.relative_to(place.parent).as_posix() for path in place.parent.glob("test_data_set_*/*.pb")]
+    tests, notes = test_data(beside, place.name) if summary.format == "onnx" else ([], ())
+    return (*parts, *summary.external_files, *tests), notes
 
 
 def _names(root: Path) -> Iterator[str]:

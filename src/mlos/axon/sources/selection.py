@@ -28,6 +28,9 @@ _DOCUMENT = re.compile(
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _ONNX_DATA = re.compile(r".*[._]data(?:[._][0-9]+)?")
+_TEST_DATA = re.compile(r"(?:[^/]+/)*test_data_set_([0-9]{1,3})/(?:input|output)_[0-9]{1,3}\.pb")
+MAX_TEST_SETS = 8
+"""Sets of test data that are taken, by number; the ONNX Model Zoo's models have three to ten."""
 _ONNX_FORM = re.compile(r"(?:onnx/)?model_([^/]+)\.onnx")
 _HALVES = {
     "encoder_model": "an encoder and a decoder",
@@ -80,6 +83,25 @@ def select(
 def is_document(path: str) -> bool:
     """Whether the file is for people: a README, a licence, a notice."""
     return _DOCUMENT.fullmatch(path) is not None
+
+
+def is_test_data(path: str) -> bool:
+    """Whether the file is called as test data beside an ONNX file: ``test_data_set_0/input_0.pb``."""
+    return _TEST_DATA.fullmatch(path) is not None
+
+
+def test_data(names: Iterable[str], graph: str) -> tuple[list[str], tuple[str, ...]]:
+    """The test data beside the ONNX file ``graph``, and a note where there is more than is taken."""
+    folder = graph.rpartition("/")[0]
+    found: dict[int, list[str]] = {}
+    for name in names:
+        match = _TEST_DATA.fullmatch(name)
+        if match and name.rpartition("/")[0].rpartition("/")[0] == folder:
+            found.setdefault(int(match[1]), []).append(name)
+    sets = sorted(found)
+    left = sets[MAX_TEST_SETS:]
+    note = (f"took {MAX_TEST_SETS} sets of test data; left aside {len(left)}",) if left else ()
+    return [name for number in sets[:MAX_TEST_SETS] for name in sorted(found[number])], note
 
 
 def is_pickle(path: str) -> bool:
@@ -170,7 +192,8 @@ def _onnx(
         and not name.startswith(others or ("\0",))
     ]
     note = (f"took {chosen}; left aside {len(others)} other ONNX models",) if others else ()
-    return [chosen, *data], note
+    tests, more = test_data(names, chosen)
+    return [chosen, *data, *tests], (*note, *more)
 
 
 def _refuse_halves(graphs: Sequence[str], origin: str) -> None:
