@@ -208,3 +208,22 @@ def test_objects_of_reduced_precisions_are_left_to_the_outputs(golden: GoldenRec
 
 def replace_request(request: InferenceRequest, parameters: dict[str, Any]) -> InferenceRequest:
     return msgspec.structs.replace(request, parameters=parameters)
+
+
+def test_where_the_outputs_are_the_answer_each_is_held_as_one_vector(golden: GoldenRecord) -> None:
+    outputs = {"y": np.array([[0.5, -2e-5]], dtype=np.float32), "kept": np.array([True, False])}
+    case = replace(golden.cases[0], outputs=outputs, result=None)
+    right = {"y": [[0.5, -2e-5]], "kept": [True, False]}
+    assert compare_result(case, right, FP32) is None
+    # The sign of what is nearly nothing says nothing, and the direction of the whole is kept.
+    assert compare_result(case, right | {"y": [[0.5, 2e-5]]}, INT8) is None
+    for wrong, words in (
+        ({"y": [[0.51, 0.0]]}, "result.y[0] differs from the framework's: expected 0.5, got 0.51"),
+        ({"y": [0.5, 0.0]}, "expected shape [1, 2], got shape [2]"),
+        ({"y": [[0.5], [0.5, 1.0]]}, "result.y differs"),
+        ({"y": [["a", "b"]]}, "expected numbers, got str"),
+        ({"kept": [True, True]}, "expected [True, False], got [True, True]"),
+    ):
+        assert words in str(compare_result(case, right | wrong, FP32))
+    assert "expected kept, y, got y" in str(compare_result(case, {"y": right["y"]}, FP32))
+    assert "result differs" in str(compare_result(case, [1.0], FP32))
