@@ -18,6 +18,7 @@ from mlos.store import Store
 CATALOGUE = Path(mlos.catalogue.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = [
+    "bart",
     "bert",
     "bge-small",
     "clip",

@@ -49,6 +49,8 @@ SUBJECTS = (
     Subject("resnet", "model.onnx", r"stages\.0\.layers\.(\d)\.layer\.1", r"classifier"),
     Subject("t5", "encoder.onnx", r"block\.(\d)", None),
     Subject("t5", "decoder.onnx", r"block\.(\d)", r"lm_head"),
+    Subject("bart", "encoder.onnx", r"encoder\.layers\.(\d)", None),
+    Subject("bart", "decoder.onnx", r"decoder\.layers\.(\d)", None),  # whose head is the embeddings
     Subject("clip", "text.onnx", r"layers\.(\d)", None),
     Subject("clip", "image.onnx", r"layers\.(\d)", None),
     Subject("wav2vec2", "model.onnx", r"encoder\.layers\.(\d)", r"lm_head"),
@@ -76,7 +78,7 @@ def test_one_flipped_bit_of_one_weight(small: Small, tmp_path: Path, subject: Su
         name
         for name, array in arrays.items()
         if array.dtype == np.float32 and array.ndim > 1 and array.size > 32
-        if not re.search(r"embeddings?\.weight$", name)
+        if not re.search(r"(embeddings?|embed_\w+|shared)\.weight$", name)
     ]
     name = matrices[int(depth * len(matrices))]
     changed = arrays[name].copy()

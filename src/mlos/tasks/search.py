@@ -1,17 +1,20 @@
 """Decoding: how tokens are chosen from an encoder-decoder's logits, greedily or by a beam of candidates.
 
 Both choose what transformers 5 chooses, token for token: its ``_sample`` without sampling, and its
-``_beam_search`` without sampling. They know no model: whoever calls them computes the logits, step by step.
+``_beam_search`` without sampling. They know no model: whoever calls them computes the logits, step by step, and
+says what rules hold (:mod:`mlos.tasks.rules`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlos.tasks.rules import Rule, apply
 
 EarlyStopping: TypeAlias = bool | Literal["never"]
 Step: TypeAlias = Callable[[NDArray[np.int64]], NDArray[Any]]
@@ -37,15 +40,20 @@ class Beams:
     early_stopping: EarlyStopping = False
 
 
-def greedy(step: Step, start: int, rows: int, ends: Collection[int], most: int) -> Iterator[NDArray[np.int64]]:
-    """The likeliest token of every row, step after step, until all rows have ended or have ``most`` tokens.
+def greedy(
+    step: Step, start: int, rows: int, ends: Collection[int], most: int, rules: Sequence[Rule] = ()
+) -> Iterator[NDArray[np.int64]]:
+    """The likeliest token of every row by the rules, until all rows have ended or have ``most`` tokens.
 
     A row that has ended goes on with its last token, which means nothing.
     """
-    tokens = np.full(rows, start, dtype=np.int64)
+    sequences = np.full((rows, most + 1), start, dtype=np.int64)
+    tokens = sequences[:, 0]
     ended = np.zeros(rows, dtype=np.bool_)
-    for _ in range(most):
-        tokens = np.where(ended, tokens, step(tokens).argmax(axis=-1))
+    for length in range(1, most + 1):
+        scores = apply(rules, sequences[:, :length], step(tokens).astype(np.float32, copy=False))
+        tokens = np.where(ended, tokens, scores.argmax(axis=-1))
+        sequences[:, length] = tokens
         yield tokens
         ended |= np.isin(tokens, list(ends))
         if ended.all():
@@ -53,10 +61,18 @@ def greedy(step: Step, start: int, rows: int, ends: Collection[int], most: int) 
 
 
 def beam_search(
-    step: Step, select: Select, start: int, texts: int, ends: Collection[int], most: int, beams: Beams
+    step: Step,
+    select: Select,
+    start: int,
+    texts: int,
+    ends: Collection[int],
+    most: int,
+    beams: Beams,
+    rules: Sequence[Rule] = (),
 ) -> list[list[int]]:
     """The best sequence of each text, without ``start``, its end included.
 
+    The rules take log probabilities of the next token, before those of the sequence so far are added.
     Rows of ``step`` and ``select`` are the beams of the first text, then those of the second, and so on.
     """
     number, finished = beams.number, [_Finished(beams, most) for _ in range(texts)]
@@ -66,9 +82,11 @@ def beam_search(
     scores[:, 0] = 0  # all beams of a text begin alike: only the first may go on
     running: list[list[list[int]]] = [[[] for _ in range(number)] for _ in range(texts)]
     for length in range(1, most + 1):
-        logits = step(tokens)
-        vocabulary = logits.shape[-1]
-        candidates = (_log_softmax(logits).reshape(texts, number, -1) + scores[:, :, None]).reshape(texts, -1)
+        following = _log_softmax(step(tokens))
+        vocabulary = following.shape[-1]
+        if rules:
+            following = apply(rules, _sequences(start, running), following)
+        candidates = (following.reshape(texts, number, -1) + scores[:, :, None]).reshape(texts, -1)
         rows = np.empty((texts, number), dtype=np.int64)
         next_tokens = np.empty((texts, number), dtype=np.int64)
         for text in range(texts):
@@ -144,6 +162,11 @@ class _Finished:
         possible = running[0] / np.float32(reached**penalty)
         worst = np.where(self._done, self._scores.min(), _NEVER)
         self._improvable &= bool((possible > worst).any())
+
+
+def _sequences(start: int, running: list[list[list[int]]]) -> NDArray[np.int64]:
+    """What runs of all texts, each behind the token it begins with: shape (rows, length)."""
+    return np.array([[start, *tokens] for text in running for tokens in text], dtype=np.int64)
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -23,20 +24,35 @@ from mlos.tasks.prepared import (
     is_whole,
     texts_of,
 )
+from mlos.tasks.rules import Rule, Rules
 from mlos.tasks.search import Beams, beam_search, greedy
 from mlos.tasks.task import Stream
 from mlos.tasks.text import TextEncoder
 
 _MOST_BEAMS, _MOST_SEQUENCES, _MOST_TOKENS = 8, 64, 4096
-_KNOWN: Known = {
-    "max_tokens": (
-        f"a whole number from 1 to {_MOST_TOKENS}",
-        lambda value: is_whole(value, 1, _MOST_TOKENS),
-    ),
-    "num_beams": (f"a whole number from 1 to {_MOST_BEAMS}", lambda value: is_whole(value, 1, _MOST_BEAMS)),
-    "length_penalty": ("a number from -10 to 10", lambda value: is_number(value, -10, 10)),
-    "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
-}
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
+"""Rules that a package says and no request: what they name are numbers of its vocabulary."""
+
+
+def _known(most: int) -> Known:
+    """Parameters of a request to a model that writes at most ``most`` tokens."""
+    whole = f"a whole number from 0 to {most}"
+    return {
+        "max_tokens": (f"a whole number from 1 to {most}", lambda value: is_whole(value, 1, most)),
+        "num_beams": (
+            f"a whole number from 1 to {_MOST_BEAMS}",
+            lambda value: is_whole(value, 1, _MOST_BEAMS),
+        ),
+        "length_penalty": ("a number from -10 to 10", lambda value: is_number(value, -10, 10)),
+        "early_stopping": (
+            'true, false or "never"',
+            lambda value: isinstance(value, bool) or value == "never",
+        ),
+        "repetition_penalty": ("a number from 0.01 to 10", lambda value: is_number(value, 0.01, 10)),
+        "no_repeat_ngram_size": (whole, lambda value: is_whole(value, 0, most)),
+        "min_length": (whole, lambda value: is_whole(value, 0, most)),
+        "min_new_tokens": (whole, lambda value: is_whole(value, 0, most)),
+    }
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class _Plan:
     single: bool
     max_tokens: int
     beams: Beams
+    rules: Rules
 
 
 @dataclass(frozen=True)
@@ -65,10 +82,13 @@ class Text2TextGeneration:
     """The answer to ``text`` (or ``prompt``), or to each of ``texts``, as the framework's ``generate`` has it.
 
     It reads from ``manifest.preprocessing["text2text-generation"]``: ``decoder_start`` and ``ends`` (the
-    tokens that an answer begins and ends with), ``clean_up_tokenization_spaces``, and what
-    :class:`~mlos.tasks.text.TextEncoder` reads. Parameters: ``max_tokens`` (default 256), ``num_beams``
-    (default 1, which is greedy), ``length_penalty`` and ``early_stopping`` (see
-    :class:`~mlos.tasks.search.Beams`). One text is answered with ``{"text", "finish_reason", "usage"}``,
+    tokens that an answer begins and ends with), ``positions`` (how many tokens an answer may have at all, null
+    where the model sets no bound), ``generation`` (what holds where a request says nothing: the parameters
+    below, and the forced tokens of :class:`~mlos.tasks.rules.Rules`), ``clean_up_tokenization_spaces``, and
+    what :class:`~mlos.tasks.text.TextEncoder` reads. Parameters: ``max_tokens`` (256 where the package says
+    nothing), ``num_beams`` (1, which is greedy), ``length_penalty`` and ``early_stopping`` (see
+    :class:`~mlos.tasks.search.Beams`), and the rules ``repetition_penalty``, ``no_repeat_ngram_size``,
+    ``min_length`` and ``min_new_tokens``. One text is answered with ``{"text", "finish_reason", "usage"}``,
     several with a list of those. Greedy answers come in parts; a beam is not decided before its end.
     """
 
@@ -95,6 +115,11 @@ class Text2TextGeneration:
                 got=", ".join(options),
             )
         self._start, self._ends = start, ends
+        most = min(options.get("positions") or _MOST_TOKENS, _MOST_TOKENS)
+        self._known = _known(most)
+        self._defaults: dict[str, Any] = {"max_tokens": min(MAX_TOKENS, most)} | _checked(
+            options.get("generation") or {}, self._known
+        )
 
     def accepts(self, request: InferenceRequest) -> bool:
         """Every text has an answer."""
@@ -103,7 +128,7 @@ class Text2TextGeneration:
     def preprocess(self, request: InferenceRequest) -> Prepared:
         """Tokenise; the texts of one request become one padded batch."""
         texts = texts_of(request, self.name, self._max_text_bytes, ("text", "texts", "prompt"))
-        given = check_parameters(request, _KNOWN)
+        given: dict[str, Any] = self._defaults | check_parameters(request, self._known)
         beams = Beams(
             given.get("num_beams", 1), given.get("length_penalty", 1.0), given.get("early_stopping", False)
         )
@@ -122,7 +147,7 @@ class Text2TextGeneration:
                 expected="one text, or stream false",
                 got=f"{len(texts)} texts",
             )
-        plan = _Plan(request.texts is None, given.get("max_tokens", MAX_TOKENS), beams)
+        plan = _Plan(request.texts is None, given["max_tokens"], beams, _rules(given))
         return Prepared(self._encoder.encode(texts), (), plan)
 
     def compute(self, engine: Engine, prepared: Prepared, stream: Stream) -> _Answers:
@@ -139,11 +164,12 @@ class Text2TextGeneration:
             stream.check()
             return engine.step(decoding, tokens[:, None])[:, -1]
 
+        rules = plan.rules.of(self._ends, plan.max_tokens)
         if plan.beams.number == 1:
-            rows = self._greedy(step, texts, plan, stream)
+            rows = self._greedy(step, texts, plan, rules, stream)
         else:
             rows = beam_search(
-                step, decoding.select, self._start, texts, self._ends, plan.max_tokens, plan.beams
+                step, decoding.select, self._start, texts, self._ends, plan.max_tokens, plan.beams, rules
             )
         prompts = prepared.inputs["attention_mask"].sum(axis=1).tolist()
         answers = tuple(self._generated(row, prompt) for row, prompt in zip(rows, prompts, strict=True))
@@ -156,12 +182,14 @@ class Text2TextGeneration:
         results = [generated.as_result() for generated in computed.generated]
         return results[0] if prepared.context.single else results
 
-    def _greedy(self, step: Any, texts: int, plan: _Plan, stream: Stream) -> list[list[int]]:
+    def _greedy(
+        self, step: Any, texts: int, plan: _Plan, rules: Sequence[Rule], stream: Stream
+    ) -> list[list[int]]:
         rows: list[list[int]] = [[] for _ in range(texts)]
         spoken, decoder = "", DecodeStream(skip_special_tokens=True)
         # Cleaning up spaces changes what was said before: such a text is told at its end.
         in_parts = plan.single and not self._encoder.options.get("clean_up_tokenization_spaces")
-        for tokens in greedy(step, self._start, texts, self._ends, plan.max_tokens):
+        for tokens in greedy(step, self._start, texts, self._ends, plan.max_tokens, rules):
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if not row or row[-1] not in self._ends:
                     row.append(token)
@@ -180,3 +208,32 @@ class Text2TextGeneration:
         reason: FinishReason = "stop" if tokens and tokens[-1] in self._ends else "length"
         text = self._encoder.decode(tokens, skip_special_tokens=True)
         return Generated(text, reason, prompt, len(tokens))
+
+
+def _rules(given: Mapping[str, Any]) -> Rules:
+    return Rules(
+        repetition_penalty=float(given.get("repetition_penalty", 1.0)),
+        no_repeat_ngram_size=given.get("no_repeat_ngram_size", 0),
+        min_length=given.get("min_length", 0),
+        min_new_tokens=given.get("min_new_tokens"),
+        forced_bos_token_id=given.get("forced_bos_token_id"),
+        forced_eos_token_id=tuple(given.get("forced_eos_token_id", ())),
+    )
+
+
+def _checked(facts: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """What a package says of its generation.
+
+    Raises:
+        RefusedError: if it says what is not done here.
+    """
+    for name, value in facts.items():
+        expected, holds = known.get(name, (", ".join((*known, *_FORCED)), lambda value: False))
+        if name not in _FORCED and not holds(value):
+            raise RefusedError(
+                f"the package generates with {name} = {value!r:.100}",
+                field=f"preprocessing.{Text2TextGeneration.name}.generation.{name}",
+                expected=expected,
+                got=f"{value!r:.100}",
+            )
+    return dict(facts)

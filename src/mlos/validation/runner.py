@@ -63,7 +63,8 @@ def validate(planned: PlannedModel, terms: Terms) -> results.Row:
             golden, tolerance = _answers(row, package, planned, lambda body: ask(client, url, body).answer)
         if row.sound:
             with suppress(GateFailed):
-                traffic.measure(row, traffic.Subject(planned.name, url, golden, tolerance), terms)
+                subject = traffic.Subject(planned.name, url, golden, tolerance, _beams(package))
+                traffic.measure(row, subject, terms)
             _peak(row, server)
         else:
             row.not_run("traffic", "the answers are wrong, so no speed is measured")
@@ -245,6 +246,13 @@ def _left_out(case: Case, tolerance: Tolerance) -> str:
     if tolerance.atol is None:
         return "as the framework's, but for rankings and scores, which the argmax agreement holds"
     return ""
+
+
+def _beams(package: Package) -> int:
+    """How many sequences the package's own search keeps of a text."""
+    said = package.manifest.preprocessing.get("text2text-generation", {}).get("generation", {})
+    beams: int = said.get("num_beams", 1)
+    return beams
 
 
 def _stop(row: OpenRow, server: programs.Server) -> None:

@@ -7,7 +7,7 @@ tier claims any.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -36,16 +36,18 @@ class Subject:
     url: str
     golden: GoldenRecord
     tolerance: Tolerance
+    beams: int = 1
+    """How many a request has that names no number."""
 
     def streaming(self) -> Subject:
         """The same with those golden requests alone whose answers come token by token."""
-        cases = tuple(case for case in self.golden.cases if _streams(case))
-        return Subject(self.name, self.url, GoldenRecord(cases, self.golden.framework), self.tolerance)
+        cases = tuple(case for case in self.golden.cases if _streams(case, self.beams))
+        return replace(self, golden=GoldenRecord(cases, self.golden.framework))
 
 
-def _streams(case: Case) -> bool:
+def _streams(case: Case, beams: int) -> bool:
     """Whether one text is generated left to right; several texts, or a beam's best, come at the end."""
-    one = isinstance(case.result, dict) and case.request.parameters.get("num_beams", 1) == 1
+    one = isinstance(case.result, dict) and case.request.parameters.get("num_beams", beams) == 1
     return case.task in GENERATING and one
 
 

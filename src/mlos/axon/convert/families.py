@@ -27,12 +27,12 @@ _FAMILIES: tuple[tuple[Callable[[str | None, Path], bool], Loader], ...] = (
     (image_text.covers, image_text.ImageText.load),
     (speech.covers, speech.Speech.load),
     (image_encoder.covers, image_encoder.ImageEncoder.load),
+    (seq2seq.covers, seq2seq.Seq2Seq.load),
     (text_encoder.covers, text_encoder.TextEncoder.load),
     (text_classifier.covers, text_classifier.TextClassifier.load),
     (vision.covers, vision.Vision.load),
     (object_detection.covers, object_detection.ObjectDetection.load),
     (segmentation.covers, segmentation.Segmentation.load),
-    (seq2seq.covers, seq2seq.Seq2Seq.load),
     (causal_lm.covers, causal_lm.CausalLM.load),
 )
 

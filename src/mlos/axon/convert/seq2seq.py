@@ -11,16 +11,24 @@ import torch
 import transformers
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
+from mlos.axon.convert.embedding import EmbeddingRecipe
 from mlos.axon.convert.export import Axes, Exported, export
 from mlos.axon.convert.family import (
     Family,
     Made,
+    check_known,
     choose_tasks,
     load_model,
     load_tokenizer,
     most_tokens,
+    read_config,
     save_tokenizer,
 )
 from mlos.errors import InvalidInputError, RefusedError
@@ -30,13 +38,18 @@ from mlos.parity import Case
 
 TASK = "text2text-generation"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+_GENERATION = (
+    *("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size"),
+    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+)
+"""What a repository may say of its generation, by the framework's names, and the task does the same."""
 _UNKNOWN_RULES: dict[str, Any] = {
-    **dict.fromkeys(
-        ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
-    ),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "bad_words_ids")),
-    **dict.fromkeys(("begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), 0),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "num_beam_groups"), 1),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), False),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "penalty_alpha")),
+    **dict.fromkeys(("constraints", "force_words_ids", "stop_strings", "max_time")),
 }
 """Rules of generation that our search does not know, each with the value that means nothing."""
 _BATCH, _SOURCE, _TARGET, _PAST = 2, 7, 3, 5
@@ -44,8 +57,21 @@ _BATCH, _SOURCE, _TARGET, _PAST = 2, 7, 3, 5
 
 
 def covers(architecture: str | None, source: Path) -> bool:
-    """Whether a repository is one of an encoder-decoder of text."""
-    return architecture in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    """Whether a repository is one of an encoder-decoder that reads and writes text.
+
+    BART's names the model without its head, which is the embeddings again. What reads sounds or has no encoder
+    is none, nor is an encoder alone that a repository of sentence-transformers holds.
+    """
+    config = read_config(source)
+    kind = str(config.get("model_type"))
+    headed = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if headed is None or architecture not in (headed, MODEL_MAPPING_NAMES.get(kind)):
+        return False
+    if kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES and architecture != headed:
+        return False
+    said = config.get("is_encoder_decoder")
+    both = CONFIG_MAPPING[kind]().is_encoder_decoder if said is None else said
+    return bool(both) and not EmbeddingRecipe.is_declared(source)
 
 
 class Seq2Seq(Family):
@@ -61,6 +87,7 @@ class Seq2Seq(Family):
         self.model, self.tokenizer, self._source = model, tokenizer, source
         self.tasks = choose_tasks(type(model).__name__, [TASK], tasks)
         self._start, self._ends = _markers(model)
+        self._generation = _generation(model)
         self._max_length = most_tokens(tokenizer, model.config)
 
     @classmethod
@@ -137,6 +164,8 @@ class Seq2Seq(Family):
             "pad_token": tokenizer.pad_token,
             "decoder_start": self._start,
             "ends": self._ends,
+            "positions": getattr(self.model.config, "max_position_embeddings", None),
+            "generation": self._generation,
             "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
         }
         return {TASK: facts}
@@ -148,7 +177,8 @@ class Seq2Seq(Family):
         if not texts:
             raise InvalidInputError(f"golden request {name} has no text", field=name, expected="text or texts")
         self.require_task(name, request.task or TASK)
-        options = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **request.parameters}
+        check_known(name, request, {"max_tokens", *_GENERATION})
+        options = dict(request.parameters)
         most = options.pop("max_tokens", None)
         if not isinstance(most, int):
             raise InvalidInputError(
@@ -278,7 +308,11 @@ def _whole(encoder: Exported, decoder: Exported) -> Artifact:
 
 
 def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
-    """The token that an answer begins with, and those that end it."""
+    """The token that an answer begins with, and those that end it.
+
+    Raises:
+        RefusedError: if the repository does not say.
+    """
     settings = model.generation_config
     start, end = settings.decoder_start_token_id, settings.eos_token_id
     ends = [end] if isinstance(end, int) else list(end or ())
@@ -287,6 +321,16 @@ def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
             "the repository does not say how an answer begins and ends",
             field="decoder_start_token_id, eos_token_id",
         )
+    return int(start), ends
+
+
+def _generation(model: transformers.PreTrainedModel) -> dict[str, Any]:
+    """What the repository says of its generation and is no matter of course.
+
+    Raises:
+        RefusedError: if that is something that our search does not know.
+    """
+    settings = model.generation_config
     for name, idle in _UNKNOWN_RULES.items():
         if (value := getattr(settings, name, None)) not in (None, idle):
             raise RefusedError(
@@ -295,4 +339,11 @@ def _markers(model: transformers.PreTrainedModel) -> tuple[int, list[int]]:
                 expected=repr(idle),
                 got=repr(value),
             )
-    return int(start), ends
+    said = {name: value for name in _GENERATION if (value := getattr(settings, name, None)) is not None}
+    forced = said.get("forced_eos_token_id")
+    if isinstance(forced, int):
+        said["forced_eos_token_id"] = [forced]
+    most = settings.max_new_tokens or (settings.max_length or 0) - 1  # which counts the token it begins with
+    if most > 0:
+        said["max_tokens"] = most
+    return said
