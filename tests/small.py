@@ -28,7 +28,7 @@ from mlos.axon.zoo import with_test_data
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.engines import open_model
-from mlos.model import Artifact, FileEntry, InferenceRequest, Manifest, ParityMeasure
+from mlos.model import Artifact, FileEntry, FileRole, InferenceRequest, Manifest, ParityMeasure
 from mlos.parity import tolerance_of
 from mlos.store import InstallRecord, Package, Store
 from mlos.tasks import Limits, Silence, tasks_of
@@ -53,7 +53,7 @@ class Candidate:
             commit="0",
             weights="seeded",
             source_format="safetensors",
-            files=tuple(self._entry(path) for path, _ in self.converted.files),
+            files=tuple(self._entry(path, role) for path, role in self.converted.files),
             **{
                 "artifact": self.converted.artifact,
                 "tasks": self.converted.tasks,
@@ -90,9 +90,9 @@ class Candidate:
                 each.CopyFrom(onnx.numpy_helper.from_array(changed[each.name], each.name))
         onnx.save_model(proto, self.folder / graph)
 
-    def _entry(self, path: str) -> FileEntry:
+    def _entry(self, path: str, role: FileRole) -> FileEntry:
         data = (self.folder / path).read_bytes()
-        return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role="weights")
+        return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role=role)
 
 
 @dataclass

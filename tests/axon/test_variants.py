@@ -31,12 +31,55 @@ def test_trained_weights_in_int8_are_proved_and_measured_at_retrieval(store: Sto
     assert answer("quantize", "minilm", "--precision", "int8")["cached"]
 
 
-def test_a_seeded_variant_that_fails_its_row_is_refused_and_not_stored(store: Store) -> None:
-    answer("install", "seeded/tiny/bert")
-    done = axon("quantize", "seeded/tiny/bert", "--precision", "int8")
+def test_a_seeded_variant_that_fails_its_row_is_refused_and_not_stored(small: Small, store: Store) -> None:
+    small.install("bert", store)
+    done = axon("quantize", "bert", "--precision", "int8")
     assert done.returncode == 5
     assert "against tolerance int8" in done.stderr
     assert [package.name for package in store.packages()] == ["bert"]
+
+
+def test_a_dry_run_installs_nothing_not_even_the_original(store: Store) -> None:
+    for arguments in (
+        ("install", "seeded/tiny/minilm+int8", "--dry-run"),
+        ("quantize", "seeded/tiny/minilm", "--precision", "int8", "--dry-run"),
+    ):
+        told = answer(*arguments)
+        assert (told["name"], told["precision"], told["row"]) == ("minilm-int8", "int8", "int8")
+        assert told["reference"].startswith("seeded/tiny/minilm@")
+        assert told["reference"].endswith("+int8")
+        assert told["variant_of"] is None
+        assert told["room_needed"] > 0
+    assert not list(store.packages())
+    assert axon("install", "seeded/tiny/minilm+int7", "--dry-run").returncode == 2
+
+
+def test_both_graphs_of_an_encoder_decoder_are_converted(small: Small, store: Store) -> None:
+    original = small.install("t5", store)
+    assert answer("install", "t5+fp16", "--dry-run")["variant_of"] == original.digest
+    made = answer("convert", "t5", "--precision", "fp16")
+    assert {measure["tolerance"] for measure in made["parity"]} == {"fp16"}
+    assert made["numerical_only"]
+    variant = store.find("t5-fp16")
+    parts = variant.manifest.artifact.parts
+    assert {name: part.precision for name, part in parts.items()} == {"encoder": "fp16", "decoder": "fp16"}
+    for part in parts.values():
+        assert part.path is not None
+        graph = onnx.load(variant.path(part.path), load_external_data=False).graph
+        assert sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer) > 10
+    static = axon("quantize", "t5", "--precision", "int8", "--static")
+    assert (static.returncode, "several graphs" in static.stderr) == (4, True)
+
+
+def test_a_language_model_is_quantized_from_its_source_s_weights(store: Store) -> None:
+    answer("install", "seeded/tiny/tinyllama")
+    made = answer("quantize", "tinyllama", "--precision", "Q8_0")
+    (measure,) = made["parity"]
+    assert measure["tolerance"] == "Q8_0"
+    original, variant = store.find("tinyllama"), store.find("tinyllama-Q8_0")
+    assert (original.manifest.artifact.precision, variant.manifest.artifact.precision) == ("Q4_K_M", "Q8_0")
+    # More than the four bits that the original was cut to: so the original cannot have been its source.
+    assert measure["kl_divergence"] < (original.manifest.parity[-1].kl_divergence or 0) / 10
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet"])
@@ -87,8 +130,8 @@ def test_the_measure_of_retrieval_drops_with_the_order() -> None:
     assert compare(right, damaged).variant < 0.2
 
 
-def test_what_a_model_has_no_form_of_is_named() -> None:
-    answer("install", "seeded/tiny/resnet")
+def test_what_a_model_has_no_form_of_is_named(small: Small, store: Store) -> None:
+    small.install("resnet", store)
     wrong = axon("quantize", "resnet", "--precision", "fp16")
     assert (wrong.returncode, "axon convert" in wrong.stderr) == (2, True)
     dense = axon("quantize", "resnet", "--precision", "int8")

@@ -7,6 +7,7 @@ the first find it done.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -28,7 +29,7 @@ from mlos.axon.sources.selection import is_pickle
 from mlos.axon.zoo import with_test_data
 from mlos.catalogue import Entry, catalogue
 from mlos.console import Console
-from mlos.errors import HubError, UsageError
+from mlos.errors import HubError, NotFoundError, UsageError
 from mlos.model import ParityMeasure, Reference
 from mlos.parity import tolerance_named, tolerance_of
 from mlos.settings import Settings
@@ -133,6 +134,8 @@ def comes_published(text: str, settings: Settings, *, network: bool = True) -> b
     """
     if text.startswith("file:") or "+" not in text:
         return False
+    with contextlib.suppress(NotFoundError):
+        return Store(settings.store).find(text.partition("+")[0]).manifest.golden is None
     reference = catalogue().resolve(text.partition("+")[0]).reference
     source = source_of(reference)
     if not source.forms:

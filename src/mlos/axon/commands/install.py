@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from mlos.axon.commands import OutputOption, ProgressOption, facts, settings, voice
+from mlos.axon.commands import OutputOption, ProgressOption, facts, foreseen, settings, voice
 from mlos.axon.install import STAGES, Installed, Plan, comes_published, install, plan
 from mlos.axon.memory import framework_memory
 from mlos.axon.variants import install_variant
@@ -37,14 +37,19 @@ def run(
 ) -> None:
     """Package a model: download, verify, convert, prove against its own framework, store."""
     console = voice.choose(output, progress)
+    asks_form = "+" in reference and not reference.startswith("file:")
+    made_here = asks_form and not comes_published(reference, settings(), network=not offline)
+    if dry_run and made_here:
+        model, _, label = reference.partition("+")
+        foreseen.tell(model, label, console, network=not offline)
+        return
     if dry_run:
         planned = plan(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)
         console.result(
             _plan_data(planned), lambda: _plan_text(planned), [str(planned.origin.resolution.reference)]
         )
         return
-    asks_form = "+" in reference and not reference.startswith("file:")
-    if asks_form and not comes_published(reference, settings(), network=not offline):
+    if made_here:
         installed = install_variant(reference, settings(), console, network=not offline)
     else:
         installed = install(reference, settings(), console, network=not offline, allow_pickle=allow_pickle)

@@ -9,12 +9,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mlos.axon.commands import OutputOption, ProgressOption, settings, voice
+from mlos.axon.commands import OutputOption, ProgressOption, foreseen, settings, voice
 from mlos.axon.commands.install import data, text
 from mlos.axon.install import Installed
-from mlos.axon.variants import CONVERTED, QUANTIZED, STATIC, Order, make, order
+from mlos.axon.variants import CONVERTED, QUANTIZED, STATIC, make, order
 from mlos.errors import UsageError
-from mlos.parity.tolerance import tolerance_named
 
 _Model = Annotated[str, typer.Argument(help="What is installed, by name or reference; installed if it is not.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and do nothing.")]
@@ -65,10 +64,10 @@ def _known(
 
 def _run(model: str, label: str, dry_run: bool, output: Any, progress: Any) -> None:
     console = voice.choose(output, progress)
-    wanted = order(model, label, settings(), console)
     if dry_run:
-        console.result(_order_data(wanted), lambda: _order_text(wanted), [wanted.reference])
+        foreseen.tell(model, label, console)
         return
+    wanted = order(model, label, settings(), console)
     made = make(wanted, settings(), console)
     manifest = made.package.manifest
     extra = {
@@ -79,23 +78,6 @@ def _run(model: str, label: str, dry_run: bool, output: Any, progress: Any) -> N
         "numerical_only": manifest.weights == "seeded",
     }
     console.result(data(made) | extra, lambda: _made_text(made), [made.package.digest])
-
-
-def _order_data(wanted: Order) -> dict[str, Any]:
-    return {
-        "name": wanted.name,
-        "reference": wanted.reference,
-        "variant_of": wanted.original.digest,
-        "precision": wanted.precision,
-        "row": tolerance_named(wanted.precision).name,
-    }
-
-
-def _order_text(wanted: Order) -> RenderableType:
-    return Text(
-        f"{wanted.reference} would be made of {wanted.original.name}, held to the row {wanted.precision} and "
-        f"stored as {wanted.name}"
-    )
 
 
 def _made_text(made: Installed) -> RenderableType:

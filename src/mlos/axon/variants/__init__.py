@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlos import __version__
-from mlos.axon.install import Installed, install
+from mlos.axon.install import Installed, Plan, install, plan
 from mlos.axon.prove import prove
 from mlos.axon.sources import source_of
 from mlos.axon.sources.digests import sha256_of
@@ -30,6 +30,7 @@ from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
 from mlos.model import Artifact, Calibration, FileEntry, FileRole, Manifest, Reference
 from mlos.model.manifest import normal_path
+from mlos.parity import tolerance_named, tolerance_of
 from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
 
@@ -55,6 +56,10 @@ class Written(BaseModel):
     calibration: Calibration | None
 
 
+def _label(precision: str, static: bool) -> str:
+    return f"{precision}-{STATIC}" if static else precision
+
+
 @dataclass(frozen=True)
 class Order:
     """One variant to make of ``original``; ``static`` fixes the scales of what passes through beforehand."""
@@ -66,7 +71,7 @@ class Order:
     @property
     def label(self) -> str:
         """What names the variant in its reference and short name."""
-        return f"{self.precision}-{STATIC}" if self.static else self.precision
+        return _label(self.precision, self.static)
 
     @property
     def name(self) -> str:
@@ -77,6 +82,59 @@ class Order:
     def reference(self) -> str:
         """Its reference."""
         return f"{self.original.reference}+{self.label}"
+
+    @property
+    def row(self) -> str:
+        """The row of tolerances that it is held to; at full precision the one of its original."""
+        return tolerance_of(
+            self.original.manifest.artifact.model_copy(update={"precision": self.precision}),
+            _named(self.original.manifest, self.original),
+        ).name
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A variant of a model that is not installed: ``plan`` is its original's, ``row`` what it is held to."""
+
+    plan: Plan
+    precision: str
+    static: bool
+    row: str
+
+    @property
+    def name(self) -> str:
+        """Its short name."""
+        return f"{self.plan.origin.name}-{_label(self.precision, self.static)}"
+
+    @property
+    def reference(self) -> str:
+        """Its reference."""
+        return f"{self.plan.origin.resolution.reference}+{_label(self.precision, self.static)}"
+
+
+def foreseen(
+    text: str, label: str, settings: Settings, console: Console, *, network: bool = True
+) -> Order | Foreseen:
+    """What making the form ``label`` of the model ``text`` takes, without doing or installing anything.
+
+    Raises:
+        MlosError: as :func:`order` and :func:`~mlos.axon.install.plan` do.
+    """
+    try:
+        Store(settings.store).find(text)
+    except NotFoundError:
+        planned = plan(text, settings, console, network=network)
+        known = [name for forms in (CONVERTED, QUANTIZED) for names in forms.values() for name in names]
+        bare = label.removesuffix(f"-{STATIC}").lower()
+        precision = next((name for name in known if name.lower() == bare), None)
+        if precision is None:
+            raise UsageError(
+                f"there is no form {label!r}", field="precision", expected=", ".join(known), got=repr(label)
+            ) from None
+        entry = planned.origin.entry
+        full = entry.tolerance if entry is not None and precision == "fp32" else precision
+        return Foreseen(planned, precision, label.endswith(f"-{STATIC}"), tolerance_named(full).name)
+    return order(text, label, settings, console, network=network)
 
 
 def order(text: str, label: str, settings: Settings, console: Console, *, network: bool = True) -> Order:
