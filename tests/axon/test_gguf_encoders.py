@@ -72,8 +72,8 @@ def test_an_encoder_embeds_as_the_framework(small: Small, tmp_path: Path, name: 
 def assert_alike(got: NDArray[Any], expected: NDArray[Any]) -> None:
     """Rows of the framework's directions and, nearly, numbers.
 
-    Up to 8e-4 were seen, at numbers up to 4, as much with the framework's GELU as with its approximation by tanh:
-    the library's own, on the processor, is a table of half precision.
+    Up to 8e-4 were seen, at numbers up to 4, as much with the framework's GELU as with its approximation by
+    tanh: the library's own, on the processor, is a table of half precision.
     """
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((got * expected).sum(axis=1) / lengths).min() > 0.99999

@@ -23,7 +23,10 @@ from mlos.errors import RefusedError
 from mlos.model import Artifact, InferenceRequest, Manifest
 from mlos.tasks import Limits, Silence, tasks_of
 
-FITTED = ["bert", "minilm", "distilbert-sst2", "distilbert-ner", "resnet", "wav2vec2"]
+FITTED = [
+    *("bert", "minilm", "distilbert-sst2", "distilbert-ner", "resnet", "dinov2", "segformer", "detr"),
+    *("wav2vec2", "wav2vec2-base"),
+]
 
 
 def fitted(repository: Path, output: Path) -> fit.Fitted:
