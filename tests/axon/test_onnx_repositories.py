@@ -24,8 +24,8 @@ from mlos.model import Artifact, InferenceRequest, Manifest
 from mlos.tasks import Limits, Silence, tasks_of
 
 FITTED = [
-    *("bert", "minilm", "distilbert-sst2", "distilbert-ner", "resnet", "dinov2", "segformer", "detr"),
-    *("wav2vec2", "wav2vec2-base"),
+    *("bert", "minilm", "distilbert-sst2", "distilbert-ner", "resnet", "wav2vec2"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("dinov2", "segformer", "detr", "wav2vec2-base")),
 ]
 
 
