@@ -44,9 +44,14 @@ def test_the_published_configuration_has_the_published_size() -> None:
 def test_the_record_holds_both_sides_and_is_not_vacuous(candidate: Candidate) -> None:
     golden = GoldenRecord.load(candidate.folder / "golden")
     assert vacuity(golden, tolerance_named("fp32")) is None
-    shapes = [(case.outputs["image_embeds"].shape, case.outputs["text_embeds"].shape) for case in golden.cases]
-    assert shapes == [((1, 32), (4, 32)), ((1, 32), (2, 32)), ((3, 32), (3, 32))]
-    assert not golden.cases[2].inputs["attention_mask"].all()  # the labels are of different lengths
+    shapes = [{name: each.shape for name, each in case.outputs.items()} for case in golden.cases]
+    both = [
+        {"image_embeds": (images, 32), "text_embeds": (texts, 32)} for images, texts in ((1, 4), (1, 2), (3, 3))
+    ]
+    one = [{name: (count, 32)} for name in ("text_embeds", "image_embeds") for count in (1, 3)]
+    assert shapes == both + one
+    # The labels are of different lengths, and so are the texts.
+    assert not any(golden.cases[number].inputs["attention_mask"].all() for number in (2, 4))
     assert set(candidate.converted.artifact.parts) == {"text", "image"}
     assert candidate.converted.preprocessing[TASK]["logit_scale"] == pytest.approx(14.3, rel=0.2)
 
@@ -184,3 +189,64 @@ def test_the_made_up_vocabulary_is_laid_out_as_clips() -> None:
     assert len(vocabulary) == 49408
     assert (vocabulary["!"], vocabulary["!</w>"]) == (0, 256)
     assert (vocabulary[START], vocabulary[END]) == (49406, 49407)
+
+
+def framework(small: Small) -> tuple[Any, Any, Any]:
+    """CLIP as the framework loads it: model, tokenizer and image processor."""
+    source = small.repository("clip")
+    auto: Any = transformers.AutoImageProcessor
+    return (
+        transformers.CLIPModel.from_pretrained(source).train(False),
+        transformers.AutoTokenizer.from_pretrained(source),
+        auto.from_pretrained(source, backend="pil"),
+    )
+
+
+def unit(features: Any) -> Any:
+    vectors = features.pooler_output
+    return (vectors / vectors.norm(dim=-1, keepdim=True)).tolist()
+
+
+def test_a_text_alone_is_embedded_as_the_framework_does(candidate: Candidate, small: Small) -> None:
+    model, tokenizer, _ = framework(small)
+    texts = ["a cat", "two engineers before a ship, which left the harbour", ""]
+    with torch.no_grad():
+        wanted = unit(model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")))
+    got = candidate.ask(texts=texts)
+    assert [each["dimensions"] for each in got] == [32] * 3
+    np.testing.assert_allclose([each["embedding"] for each in got], wanted, atol=1e-5)
+    one = candidate.ask(text=texts[1])
+    np.testing.assert_allclose(one["embedding"], wanted[1], atol=1e-5)
+    assert np.linalg.norm(one["embedding"]) == pytest.approx(1)
+
+
+def test_an_image_alone_is_embedded_as_the_framework_does(candidate: Candidate, small: Small) -> None:
+    model, _, processor = framework(small)
+    file = photograph()
+    pixels = processor(images=[Image.open(io.BytesIO(file)).convert("RGB")], return_tensors="pt")
+    with torch.no_grad():
+        (wanted,) = unit(model.get_image_features(**pixels))
+    got = candidate.ask(image=file)
+    np.testing.assert_allclose(got["embedding"], wanted, atol=1e-5)
+    (several,) = candidate.ask(images=[file])
+    assert several == got
+
+
+def test_the_cosine_of_both_is_what_decides_between_labels(candidate: Candidate) -> None:
+    image = np.array(candidate.ask(image=photograph())["embedding"])
+    labels = [f"This is a photo of {label}." for label in LABELS]
+    texts = np.array([each["embedding"] for each in candidate.ask(texts=labels)])
+    logits = candidate.converted.preprocessing[TASK]["logit_scale"] * texts @ image
+    shares = np.exp(logits) / np.exp(logits).sum()
+    scores = {each["label"]: each["score"] for each in candidate.ask(image=photograph(), texts=LABELS)}
+    np.testing.assert_allclose([scores[label] for label in LABELS], shares, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "output"), [("embeddings", "image_embeds"), ("image-embeddings", "text_embeds")]
+)
+def test_the_other_sides_vectors_fail(candidate: Candidate, task: str, output: str) -> None:
+    facts = copy.deepcopy(candidate.converted.preprocessing)
+    facts[task]["output"] = output
+    with pytest.raises(RefusedError):
+        candidate.prove(preprocessing=facts)

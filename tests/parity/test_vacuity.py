@@ -121,3 +121,43 @@ def test_the_labels_of_a_map_are_its_second_axis() -> None:
     assert vacuity(record("logits", logits), FP32) is None
     logits[:, 2] += 100
     assert vacuity(record("logits", logits), FP32) == "logits: the argmax is 2 for every input"
+
+
+def generation(*steps: list[int]) -> GoldenRecord:
+    """An encoder-decoder's record: one answer a case, whose logits decide these tokens."""
+    cases = []
+    for number, tokens in enumerate(steps):
+        forced, logits = np.zeros((1, len(tokens)), dtype=np.int64), np.eye(10)[None, tokens] * (5 + number)
+        inputs = {"input_ids": np.ones((1, 3)), "decoder_input_ids": forced}
+        cases.append(Case(str(number), InferenceRequest(text=""), "x", inputs, {"logits": logits}, None))
+    return GoldenRecord(tuple(cases))
+
+
+def test_generations_that_each_repeat_one_token_are_vacuous() -> None:
+    assert vacuity(generation([3, 3, 3], [7, 7]), FP32) == "each of the 2 generations repeats one token"
+    assert vacuity(generation([3, 3, 3], [7, 8]), FP32) is None
+    assert vacuity(generation([3], [7]), FP32) is None  # there is nothing that could vary
+
+
+def written(*answers: tuple[str, int]) -> GoldenRecord:
+    """A language model's record: the logits of prompts, and what was written after each."""
+    random = np.random.default_rng(0)
+    return GoldenRecord(
+        tuple(
+            Case(
+                str(number),
+                InferenceRequest(prompt=""),
+                "text-generation",
+                {"input_ids": np.ones((1, 4))},
+                {"logits": random.normal(0, 1, (1, 4, 10))},
+                {"text": text, "finish_reason": "length", "usage": {"completion_tokens": tokens}},
+            )
+            for number, (text, tokens) in enumerate(answers)
+        )
+    )
+
+
+def test_texts_that_each_repeat_one_piece_are_vacuous() -> None:
+    assert vacuity(written((" the the the", 3), ("aaaa", 4)), FP32) is not None
+    assert vacuity(written((" the the the", 3), ("abab", 4)), FP32) is None
+    assert vacuity(written((" the", 1), ("", 8)), FP32) is None

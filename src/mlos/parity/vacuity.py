@@ -7,6 +7,11 @@ In a map, (batch, channels, height, width), every pixel is a position. Outputs w
 cases have a single feature, the mean of each sample. An output is vacuous where its spread is under 1000 atol,
 or, for ``logits`` alone, where the argmax is the same at every valid position of every sample: elsewhere one
 outlier dimension leads everywhere in good models too.
+
+Where the framework wrote, something it wrote must vary within itself: a model that says one token over and over
+may take no notice of its own words, and no wrong cache would show. An encoder-decoder's generation varies where
+the argmax is not the same at every step; a language model's, whose record holds the logits of the prompt, where
+the text is not one piece over and over, as often as there are tokens. One token alone does not count.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlos.parity.positions import DECISIONS, labels_last, valid_positions
+from mlos.parity.positions import DECISIONS, FORCED, labels_last, valid_positions
 from mlos.parity.record import Case, GoldenRecord
 from mlos.parity.tolerance import TOLERANCES, Tolerance
 
@@ -41,6 +46,9 @@ def vacuity(golden: GoldenRecord, tolerance: Tolerance) -> str | None:
             return f"{name}: spread across inputs {widest:.3g} is under {least:g} (1000 times atol {atol:g})"
         if name == DECISIONS and len(_decided(cases)) == 1:
             return f"{name}: the argmax is {_decided(cases).pop()} for every input"
+    varied = [varies for case in golden.cases for varies in _varied(case)]
+    if varied and not any(varied):
+        return f"each of the {len(varied)} generations repeats one token"
     return None
 
 
@@ -62,6 +70,23 @@ def _features(case: Case, output: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.einsum("bp,bpf->bf", weights, flat)
     mean: NDArray[np.float64] = total / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
     return mean
+
+
+def _varied(case: Case) -> list[bool]:
+    """Of each generation of more than one token, whether it varies within itself."""
+    if FORCED in case.inputs and DECISIONS in case.outputs:
+        steps = case.outputs[DECISIONS].argmax(axis=-1)
+        return [len(np.unique(row)) > 1 for row in steps if len(row) > 1]
+    results = case.result if isinstance(case.result, list) else [case.result]
+    written = [each for each in results if isinstance(each, dict) and "finish_reason" in each]
+    lengths = [(each["text"], each["usage"]["completion_tokens"]) for each in written]
+    return [not _repeats(text, length) for text, length in lengths if length > 1]
+
+
+def _repeats(text: str, times: int) -> bool:
+    """Whether ``text`` is one piece that many times over."""
+    piece = text[: len(text) // times]
+    return bool(text) and piece * times == text
 
 
 def _decided(cases: list[Case]) -> set[Any]:

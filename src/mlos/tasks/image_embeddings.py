@@ -19,6 +19,8 @@ _KNOWN: Known = {"normalize": ("true or false", lambda value: isinstance(value, 
 class ImageEmbeddings(SinglePass):
     """The model's own vector of an image, as the framework's image-feature-extraction pipeline pools it.
 
+    A model that puts images and texts into one space gives that of its side for images, of length 1.
+
     It reads from ``manifest.preprocessing["image-embeddings"]``: ``output`` (the tensor that holds the vectors,
     for example ``pooler_output``), and what :class:`~mlos.tasks.images.ImageEncoder` reads. The parameter
     ``normalize`` (default false) scales vectors to length 1. An image is answered with

@@ -38,7 +38,7 @@ from pydantic import ValidationError
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest, TensorSpec
 from mlos.tasks.image_steps import ImageSteps
-from mlos.tasks.prepared import Limits, subject_among
+from mlos.tasks.prepared import Limits, inputs_of, subject_among
 
 INPUT = "pixel_values"
 """The tensor of a model that takes images: FP32, (images, 3, height, width)."""
@@ -72,8 +72,8 @@ warnings.filterwarnings("ignore", module=r"PIL(\..*)?$")
 class ImageEncoder:
     """The image steps of one package, set up for one task.
 
-    It reads :class:`ImageSteps` from ``manifest.preprocessing[task]["steps"]``, and fills
-    ``inputs``, by default all of the model's.
+    It reads :class:`ImageSteps` from ``manifest.preprocessing[task]["steps"]``, and fills ``inputs``, by
+    default those that the task's ``output`` is made of (:func:`~mlos.tasks.prepared.inputs_of`).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ImageEncoder:
         self._max_pixels, self._table = limits.max_image_pixels, self._steps.table()
         taken = {
             spec.name: (spec.dtype, spec.shape[1:])
-            for spec in (manifest.artifact.inputs if inputs is None else inputs)
+            for spec in (inputs_of(manifest, task) if inputs is None else inputs)
         }
         made: dict[str, Any] = {INPUT: ("FP32", (3, *(self._steps.size or ())))}
         if self._steps.pad:

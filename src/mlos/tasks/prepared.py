@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mlos.engines import asked_of
 from mlos.errors import InvalidInputError, PayloadTooLargeError, WorkerError
-from mlos.model import InferenceRequest, Tensors
+from mlos.model import InferenceRequest, Manifest, Tensors, TensorSpec
 from mlos.settings import Settings
 
 Field: TypeAlias = Literal[
@@ -49,6 +50,15 @@ class Prepared:
     inputs: Tensors
     outputs: tuple[str, ...]
     context: Any = None
+
+
+def inputs_of(manifest: Manifest, task: str) -> Sequence[TensorSpec]:
+    """What the model takes to give the ``output`` that ``manifest.preprocessing[task]`` names.
+
+    A model with a side for texts and one for images takes that side's alone; every other, all of its inputs.
+    """
+    output = manifest.preprocessing.get(task, {}).get("output")
+    return asked_of(manifest.artifact, (), [] if output is None else [output]).inputs
 
 
 def subject(request: InferenceRequest) -> Subject:

@@ -18,6 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from mlos.errors import PayloadTooLargeError, RefusedError
 from mlos.model import Manifest, TensorSpec
+from mlos.tasks.prepared import inputs_of
 
 MAX_TOKENS = 16_384
 """Most tokens of one request, padding included: what a model needs for its activations grows with them."""
@@ -31,14 +32,14 @@ class TextEncoder:
     It reads from ``manifest.preprocessing[task]``: ``max_length`` (tokens, special ones included;
     required), ``pad_token`` (default: the token of ``pad_token_id`` in ``config.json``), ``padding_side``
     (default ``right``) and ``pad_type`` (the type of a padding token, default 0). It fills ``inputs``, by
-    default all of the model's.
+    default those that the task's ``output`` is made of (:func:`~mlos.tasks.prepared.inputs_of`).
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, task: str, inputs: Sequence[TensorSpec] | None = None
     ) -> None:
         self.options: dict[str, Any] = manifest.preprocessing.get(task, {})
-        self._specs = manifest.artifact.inputs if inputs is None else inputs
+        self._specs = inputs_of(manifest, task) if inputs is None else inputs
         unknown = [spec.name for spec in self._specs if spec.name not in _FIELDS]
         if unknown:
             raise RefusedError(
