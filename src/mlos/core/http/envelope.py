@@ -50,9 +50,8 @@ class Envelope:
             _log.exception("a request met a bug", extra=fields(request_id=request_id))
             if status:
                 raise  # too late for an answer: the connection has to be cut
-            await answer_error(MlosError("the server met a bug; its log has the request id"), request_id)(
-                scope, receive, answer
-            )
+            error = MlosError("the server met a bug; its log has the request id")
+            await answer_error(error, request_id, scope["path"])(scope, receive, answer)
         finally:
             level = logging.INFO if scope["method"] == "POST" or status >= 400 else logging.DEBUG
             if _log.isEnabledFor(level):
