@@ -19,6 +19,11 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _log = logging.getLogger(__name__)
 
 
+def request_id_of(proposed: str) -> str:
+    """A request's id: what the client proposes if it is a sane one, else a new one."""
+    return proposed if _SANE_ID.fullmatch(proposed) else uuid.uuid4().hex
+
+
 class Envelope:
     """Gives a request its id, the client's own if it is a sane one, and logs how it was answered."""
 
@@ -32,7 +37,7 @@ class Envelope:
             return
         started = time.monotonic()
         proposed = Headers(scope=scope).get("x-request-id", "")
-        request_id = proposed if _SANE_ID.fullmatch(proposed) else uuid.uuid4().hex
+        request_id = request_id_of(proposed)
         state = scope.setdefault("state", {})
         state["request_id"], state["arrived"] = request_id, started
         status = 0
