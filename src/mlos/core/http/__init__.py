@@ -11,6 +11,7 @@ from mlos.core.http.envelope import Envelope
 from mlos.core.http.errors import answer_http_error, answer_mlos_error
 from mlos.core.http.generate import Generate
 from mlos.core.http.openai import OpenAI
+from mlos.core.http.openapi import OpenApi
 from mlos.core.http.operation import Operation
 from mlos.core.http.v1 import V1
 from mlos.core.http.v2 import V2
@@ -24,7 +25,11 @@ def application(plane: DataPlane, *, max_body_bytes: int, read_timeout: float) -
         for surface in (V1, OpenAI, Generate, V2)
     ]
     return Starlette(
-        routes=[*Operation(plane).routes, *(route for surface in surfaces for route in surface.routes)],
+        routes=[
+            *Operation(plane).routes,
+            *OpenApi().routes,
+            *(route for surface in surfaces for route in surface.routes),
+        ],
         middleware=[Middleware(Envelope)],
         exception_handlers={MlosError: answer_mlos_error, HTTPException: answer_http_error},
     )

@@ -41,7 +41,9 @@ class InputTensor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     shape: list[_Length]
     datatype: str
     parameters: dict[str, Any] | None = None
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = msgspec.field(
+        default_factory=lambda: msgspec.Raw(b"")
+    )  # a default itself has no schema
 
 
 class OutputParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
