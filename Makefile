@@ -4,7 +4,7 @@ BIN := .venv/bin
 export MLOS_RESULTS ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup e2e-test test coverage test-slow soak lint types lock clean
+.PHONY: help setup e2e-test test coverage test-slow soak lint types lock protocol clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,11 @@ setup: ## Set up .venv from the lock, once; the other targets do it when needed
 lock: setup ## Resolve the lock again around requirements/pins.txt
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --unsafe-package torch --unsafe-package llama-cpp-python --no-header --no-emit-index-url \
 		--no-emit-find-links --no-emit-options --annotation-style line --strip-extras --extra onnxruntime --extra convert \
-		--extra llama --extra validate --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt pyproject.toml
+		--extra grpc --extra llama --extra validate --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt pyproject.toml
 	@sed -i '/considered to be unsafe/,$$d' requirements/lock.txt
+
+protocol: setup ## Compile the .proto files of the gRPC surface
+	$(BIN)/python scripts/protocol.py
 
 clean: ## Remove what the build made, .venv included; installed models stay
 	rm -rf .venv .cache build results site src/*.egg-info

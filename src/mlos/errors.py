@@ -104,6 +104,13 @@ class MissingExtraError(MlosError):
         )
 
 
+class NotOfferedError(UsageError):
+    """What was asked for belongs to the protocol and is not offered here."""
+
+    code = "not_offered"
+    http_status = 501
+
+
 class RefusedError(MlosError):
     """Refused on principle: a failed verification, an unsafe or unknown format, a policy."""
 

@@ -36,6 +36,12 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address that mlos_core listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port of mlos_core; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of mlos_core for gRPC; 0 takes a free one, and without one gRPC is not served.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

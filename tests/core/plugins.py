@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distribution
 from pathlib import Path
 
 COUNTING = """
@@ -45,15 +46,31 @@ class Counting:
         return Counted(text, {"prompt": 1, "completion": upto})
 
     def postprocess(self, prepared, computed):
-        return {"text": computed.text}
+        return {"text": computed.text, "finish_reason": "stop"}
 """
 
 
-def install_counting(home: Path) -> None:
-    """Make the task ``counting`` known to the servers that run with this home."""
+def install_counting(home: Path, name: str = "counting") -> None:
+    """Make the task known to the servers that run with this home, under this name."""
     modules = home / "modules"
     described = modules / "counting-1.dist-info"
     described.mkdir(parents=True)
-    (modules / "counting.py").write_text(COUNTING)
+    (modules / "counting.py").write_text(COUNTING.replace('name = "counting"', f'name = "{name}"'))
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1\n")
     (described / "entry_points.txt").write_text("[mlos.tasks.v1]\ncounting = counting:Counting\n")
+
+
+def count_as(home: Path, name: str) -> None:
+    """Put the counting task in the place of the built-in one of that name.
+
+    Of two distributions of one name the first that is found counts, so a second ``mlos`` says it all again.
+    """
+    install_counting(home, name)
+    said = distribution("mlos").read_text("entry_points.txt") or ""
+    lines = [
+        f"{name} = counting:Counting" if line.startswith(f"{name} =") else line for line in said.split("\n")
+    ]
+    described = home / "modules" / "mlos-0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: mlos\nVersion: 0\n")
+    (described / "entry_points.txt").write_text("\n".join(lines))

@@ -11,6 +11,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "home": ("/srv/mlos", Path("/srv/mlos")),
     "host": ("::1", "::1"),
     "port": ("9000", 9000),
+    "grpc_port": ("9001", 9001),
     "threads": ("3", 3),
     "request_timeout": ("1.5", 1.5),
     "read_timeout": ("4.5", 4.5),

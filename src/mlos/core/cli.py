@@ -40,6 +40,9 @@ def _version(wanted: bool) -> None:
 @app.command()
 def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8080]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC; 0 takes a free one. [default: no gRPC]")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     model: Annotated[
         list[str] | None,
@@ -66,13 +69,14 @@ def serve(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Serve the installed models over HTTP.
+    """Serve the installed models over HTTP, and over gRPC where it is given a port.
 
     Flags stand above environment variables (MLOS_PORT, ...), and these above the configuration file. The first
     line on stdout is the base URL, written once the server listens; the log goes to stderr as JSON lines.
     """
     flags = {
         "port": port,
+        "grpc_port": grpc_port,
         "host": host,
         "threads": threads,
         "request_timeout": request_timeout,
@@ -83,7 +87,9 @@ def serve(
     }
     settings = _settings({name: value for name, value in flags.items() if value is not None})
     _refuse_strangers(settings)
-    server.listen(settings.host, settings.port).close()  # before minutes go into installs
+    for each in (settings.port, settings.grpc_port):  # before minutes go into installs
+        if each is not None:
+            server.listen(settings.host, each).close()
     named = model or []
     _install_missing(named, Store(settings.store))
     listener = server.listen(settings.host, settings.port)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,16 +16,30 @@ from typing import Any
 
 import msgspec
 
-from mlos.accel import Outcome
+from mlos.accel import Outcome, Ticket
 from mlos.core.metrics import MODE, Metrics
 from mlos.core.replica import Replica
 from mlos.core.supervisor import Supervisor
-from mlos.core.worker_protocol import Answer
+from mlos.core.worker_protocol import Answer, Ask, Tensor
 from mlos.errors import MlosError, UnavailableError, WorkerError
 from mlos.model import InferenceRequest
 
 CLIENT_LEFT = 499
 """The status under which a request is counted whose client did not wait."""
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """How long a client waits, in seconds from its request's arrival, and the class that the request waits in.
+
+    It never waits longer than the server allows; a lower ``priority`` goes first.
+    """
+
+    timeout: float = math.inf
+    priority: int = 0
+
+
+USUAL = Urgency()
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,9 @@ class Inference:
     mode: str
     timings_ms: dict[str, float]
     tokens: dict[str, int] = field(default_factory=dict)
-    """Those of a language model, by what they were: ``prompt``, ``completion``."""
+    """Those read and written, by what they were: ``prompt``, ``completion``."""
+    tensors: list[Tensor] | None = None
+    """The answer to tensors, in place of ``result``."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -51,9 +68,13 @@ class Part(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Counted:
-    """A request under way: the model that it is counted for, once it is known to be one."""
+    """A request under way, and the model that it is counted for, once it is known to be one."""
 
-    model: str = ""
+    replica: Replica | None = None
+
+    @property
+    def model(self) -> str:
+        return self.replica.package.name if self.replica is not None else ""
 
 
 class DataPlane:
@@ -68,7 +89,13 @@ class DataPlane:
         self.in_flight = 0
         self.timeout, self._max_queue = request_timeout, max_queue
 
-    async def infer(self, model: str, request: InferenceRequest, arrived: float) -> Inference:
+    async def infer(
+        self,
+        model: str,
+        request: InferenceRequest | Ask,
+        arrived: float,
+        urgency: Urgency = USUAL,
+    ) -> Inference:
         """Answer one request, which ``arrived`` at that time of the monotonic clock.
 
         Cancelling this coroutine cancels the request.
@@ -80,9 +107,8 @@ class DataPlane:
             MlosError: what the model's task or engine raised.
         """
         with self._counting() as counted:
-            replica = self._admitted(model)
-            counted.model = replica.package.name
-            ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
+            replica = counted.replica = self._admitted(model)
+            ticket = self._submit(replica, request, arrived, urgency)
             try:
                 outcome = await ticket.outcome
             except asyncio.CancelledError:
@@ -91,9 +117,13 @@ class DataPlane:
             return self._inference(replica, outcome)
 
     async def stream(
-        self, model: str, request: InferenceRequest, arrived: float
+        self,
+        model: str,
+        request: InferenceRequest | Ask,
+        arrived: float,
+        urgency: Urgency = USUAL,
     ) -> AsyncGenerator[Part | Inference, None]:
-        """Answer one request in parts, and at last as a whole.
+        """Answer one request in parts, and at last as a whole; see :meth:`infer`.
 
         Closing or cancelling this generator cancels the request.
 
@@ -101,9 +131,8 @@ class DataPlane:
             MlosError: as :meth:`infer` does, before the first part or between two.
         """
         with self._counting() as counted:
-            replica = self._admitted(model)
-            counted.model = replica.package.name
-            ticket = replica.channel.submit(request, deadline=arrived + self.timeout)
+            replica = counted.replica = self._admitted(model)
+            ticket = self._submit(replica, request, arrived, urgency)
             try:
                 async for part in ticket.parts():
                     yield self._part(replica, part)
@@ -117,7 +146,7 @@ class DataPlane:
     @contextmanager
     def _counting(self) -> Iterator[_Counted]:
         """Count a request while it is under way, and how it ended."""
-        counted, code = _Counted(), MlosError.http_status
+        counted, code, begun = _Counted(), MlosError.http_status, time.monotonic()
         self.in_flight += 1
         self.metrics.in_flight.inc()
         try:
@@ -133,6 +162,8 @@ class DataPlane:
             self.in_flight -= 1
             self.metrics.in_flight.dec()
             self.metrics.counted(counted.model, code)
+            if counted.replica is not None and code != 200:
+                counted.replica.statistics.failed(time.monotonic() - begun)
 
     def unready(self) -> str | None:
         """Why requests should go elsewhere; nothing if they should come."""
@@ -152,6 +183,17 @@ class DataPlane:
                 hint="come back after Retry-After, or raise the server's --max-queue",
             )
         return replica
+
+    def _submit(
+        self,
+        replica: Replica,
+        request: InferenceRequest | Ask,
+        arrived: float,
+        urgency: Urgency,
+    ) -> Ticket:
+        ask = request if isinstance(request, Ask) else Ask(request)
+        deadline = arrived + min(urgency.timeout, self.timeout)
+        return replica.channel.submit(ask, deadline=deadline, priority=urgency.priority)
 
     def _part(self, replica: Replica, part: Any) -> Part:
         try:
@@ -177,7 +219,9 @@ class DataPlane:
             "postprocess": spent.get("postprocess", 0.0),
         }
         replica.served(outcome.finished - outcome.sent)
-        self.metrics.answered(replica, outcome.received - outcome.submitted, timings, answer.tokens)
+        seconds = outcome.received - outcome.submitted
+        self.metrics.answered(replica, seconds, timings, answer.tokens)
+        replica.statistics.succeeded(seconds, timings)
         package, report = replica.package, replica.report
         return Inference(
             model=package.name,
@@ -189,4 +233,5 @@ class DataPlane:
             mode=MODE,
             timings_ms={stage: round(milliseconds, 4) for stage, milliseconds in timings.items()},
             tokens=answer.tokens,
+            tensors=answer.tensors,
         )

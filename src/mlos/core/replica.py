@@ -27,6 +27,7 @@ import msgspec
 
 from mlos.accel.userspace import UserspaceFront
 from mlos.core.log import fields
+from mlos.core.statistics import Statistics
 from mlos.core.worker_protocol import Orders, Report
 from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
 from mlos.host.child import environment
@@ -42,6 +43,7 @@ STABLE_SECONDS = 30.0
 OVERRUN_SECONDS = 5.0
 """How far a worker may overrun the deadline of what it computes before it is taken for hung and ended."""
 _GOODBYE_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 _TAIL_LINES = 5
 _LONGEST_LINE = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -82,6 +84,7 @@ class Replica:
         self.load_seconds: float | None = None
         self.restarts = 0
         self.terms = terms
+        self.statistics = Statistics()
         self.service_seconds = 0.0
         """Recent mean of seconds the worker spends on one request."""
         self.channel = UserspaceFront(self._broken)
@@ -115,6 +118,16 @@ class Replica:
                 f"model {self.package.name} is restarting: {self.reason}",
                 retry_after=max(0.0, self._again_at - time.monotonic()) + (self.load_seconds or 1.0),
             )
+
+    async def loaded(self) -> None:
+        """Start the worker if need be, and wait until it is ready.
+
+        Raises:
+            MlosError: what :meth:`admit` raises, now or meanwhile.
+        """
+        while self.state is not State.READY:
+            self.admit()
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:
         """End the worker; what it computes and what waits is answered 503."""

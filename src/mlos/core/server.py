@@ -16,6 +16,8 @@ import signal
 import socket
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -27,17 +29,22 @@ from mlos.core.log import QueuedLog, fields
 from mlos.core.metrics import Metrics
 from mlos.core.replica import Terms
 from mlos.core.supervisor import Supervisor
-from mlos.errors import UsageError
+from mlos.errors import MissingExtraError, UsageError
 from mlos.host.environment import usable_cores
 from mlos.settings import Settings
 from mlos.store import Store
 from mlos.tasks import Limits
+
+if TYPE_CHECKING:
+    from mlos.core.grpc.server import GrpcServer  # it needs an extra, which not every server does
 
 _BACKLOG = 2048
 _POLL_SECONDS = 0.02
 _KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients wait to use one again, since a request that meets
 the closing of its connection is lost."""
+_CALLS_SECONDS = 1.0
+"""How long calls that are still open when all is answered, such as idle streams, may take to end."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -100,6 +107,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
     plane = DataPlane(
         supervisor, metrics, request_timeout=settings.request_timeout, max_queue=settings.max_queue
     )
+    called = await _listen_for_calls(plane, settings)
     app = application(plane, max_body_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout)
     server = _Server(
         uvicorn.Config(
@@ -135,19 +143,45 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         await asyncio.sleep(_POLL_SECONDS)
     if not serving.done():
         _announce(base_url(listener))
-        _log.info("listening", extra=fields(url=base_url(listener), threads=terms.threads, named=list(named)))
+        said = fields(url=base_url(listener), grpc=called.address, threads=terms.threads, named=list(named))
+        _log.info("listening", extra=said)
     ending = asyncio.create_task(drained.wait())
     try:
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             await _drain(plane, settings.drain_timeout)
             await supervisor.close()  # what is still under way is answered 503 before its connection is cut
+            await called.stop()
             server.should_exit = True
         await serving
     finally:
         ending.cancel()
         await supervisor.close()
+        await called.stop()
         _log.info("ended")
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The gRPC server, where there is one, and its address."""
+
+    server: GrpcServer | None = None
+    address: str | None = None
+
+    async def stop(self) -> None:
+        if self.server is not None:
+            await self.server.stop(_CALLS_SECONDS)
+
+
+async def _listen_for_calls(plane: DataPlane, settings: Settings) -> _Calls:
+    if settings.grpc_port is None:
+        return _Calls()
+    try:
+        from mlos.core.grpc.server import GrpcServer
+    except ImportError as error:
+        raise MissingExtraError.of("grpc", "serving gRPC") from error
+    server = GrpcServer(plane, max_body_bytes=settings.max_body_bytes)
+    return _Calls(server, await server.start(settings.host, settings.grpc_port))
 
 
 class _Server(uvicorn.Server):

@@ -25,13 +25,14 @@ import numpy as np
 
 from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
-from mlos.core.worker_protocol import Answer, Orders, Report
+from mlos.core import tensors
+from mlos.core.worker_protocol import Answer, Ask, Orders, Report
 from mlos.engines import Engine, open_model
 from mlos.errors import DeadlineError, MlosError, NoRoomError, PayloadTooLargeError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
 from mlos.host.sandbox import Policy, confine
-from mlos.model import InferenceRequest, Manifest, TensorSpec
+from mlos.model import Manifest, TensorSpec
 from mlos.store import Store
 from mlos.tasks import Tasks, tasks_of
 
@@ -43,21 +44,26 @@ _MEMORY_SHARE = 0.75
 
 
 class Model:
-    """A loaded model: its tasks and its engine."""
+    """A loaded model: its tasks and its engine, and the labels of its classes by how many there are."""
 
-    def __init__(self, tasks: Tasks, engine: Engine) -> None:
-        self._tasks, self._engine = tasks, engine
+    def __init__(self, tasks: Tasks, engine: Engine, labels: dict[int, list[str]]) -> None:
+        self._tasks, self._engine, self._labels = tasks, engine, labels
 
     def answer(self, job: Job, channel: WorkerChannel) -> Answer:
         """Preprocess, compute and postprocess one request; it is given up when nobody waits for it any more."""
-        request = msgspec.convert(job.body, InferenceRequest)
-        task = self._tasks.choose(request)
+        ask = msgspec.convert(job.body, Ask)
         times = [job.sent, job.received, time.monotonic()]
+        request = tensors.request_of(ask)
+        task = self._tasks.choose(request)
         prepared = task.preprocess(request)
         times.append(time.monotonic())
         computed = task.compute(self._engine, prepared, _JobStream(channel, job, wanted=request.stream))
         times.append(time.monotonic())
-        result = msgspec.json.encode(task.postprocess(prepared, computed))
+        named = None
+        if ask.tensors is None:
+            result = msgspec.json.encode(task.postprocess(prepared, computed))
+        else:
+            result, named = b"null", tensors.answered(ask, prepared.outputs, computed, self._labels)
         times.append(time.monotonic())
         sent, received, begun, preprocessed, finished, postprocessed = times
         return Answer(
@@ -69,7 +75,8 @@ class Model:
                 "compute": 1e3 * (finished - preprocessed),
                 "postprocess": 1e3 * (postprocessed - finished),
             },
-            getattr(computed, "tokens", {}),
+            getattr(computed, "tokens", dict(prepared.tokens)),
+            named,
         )
 
 
@@ -128,7 +135,13 @@ def load(orders: Orders) -> tuple[Model, Report]:
         heavy=tuple(name for name in HEAVY if name in sys.modules),
         note=note,
     )
-    return Model(tasks, engine), report
+    return Model(tasks, engine, labels_of(manifest)), report
+
+
+def labels_of(manifest: Manifest) -> dict[int, list[str]]:
+    """The labels that a package names for any of its tasks, by how many there are."""
+    named = [options.get("labels") for options in manifest.preprocessing.values() if isinstance(options, dict)]
+    return {len(labels): labels for labels in named if isinstance(labels, list)}
 
 
 def _warm_up(engine: Engine, inputs: tuple[TensorSpec, ...]) -> str | None:

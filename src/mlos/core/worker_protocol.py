@@ -1,4 +1,4 @@
-"""The words between a supervisor and its workers: orders at the start, a report when loaded, answers after."""
+"""The words between a server and its workers: orders at the start, a report when loaded, asks and answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from mlos.model import InferenceRequest
 from mlos.tasks import Limits
 
 
@@ -38,13 +39,52 @@ class Report(msgspec.Struct, omit_defaults=True, frozen=True):
     error: dict[str, Any] | None = None
 
 
+class Tensor(msgspec.Struct, frozen=True):
+    """A named tensor under way, with the Open Inference Protocol's name of its element type.
+
+    ``data`` holds its elements in row-major order: an array of one axis, or the text of a JSON list, which is
+    read and written by the worker alone. Of an array, elements of BF16 are the UINT16 of the same bits, and
+    those of BYTES a UINT8 array of the protocol's own form: each with its length before it.
+    """
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: Any
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """How an output is to be answered: as an array if ``binary``, else as JSON.
+
+    With ``classes``, not the output itself but that many of its largest values with their places and labels.
+    """
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+class Ask(msgspec.Struct, omit_defaults=True, frozen=True):
+    """The body of a request. With ``tensors``, which are its inputs, it is answered with tensors.
+
+    ``wanted`` says in which form; an output that it does not name is an array if ``binary``.
+    """
+
+    request: InferenceRequest
+    tensors: list[Tensor] | None = None
+    wanted: list[Wanted] = []
+    binary: bool = False
+
+
 class Answer(msgspec.Struct, frozen=True):
     """The body of a completed inference. ``result`` is JSON; times are in milliseconds.
 
-    ``tokens`` counts those of a language model, by what they were: ``prompt``, ``completion``.
+    ``tokens`` counts those read and written, by what they were: ``prompt``, ``completion``. What was asked with
+    tensors has ``tensors`` in place of a result.
     """
 
     task: str
     result: bytes
     timings_ms: dict[str, float]
     tokens: dict[str, int] = {}
+    tensors: list[Tensor] | None = None

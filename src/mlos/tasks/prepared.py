@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
@@ -44,12 +44,14 @@ class Limits(msgspec.Struct, frozen=True):
 class Prepared:
     """A request as the engine takes it.
 
-    ``outputs`` are those the answer is made of; ``context`` is the task's own note to its ``postprocess``.
+    ``outputs`` are those the answer is made of; ``context`` is the task's own note to its ``postprocess``;
+    ``tokens`` counts those of the texts, where the task knows it before it computes.
     """
 
     inputs: Tensors
     outputs: tuple[str, ...]
     context: Any = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 def inputs_of(manifest: Manifest, task: str) -> Sequence[TensorSpec]:

@@ -9,18 +9,27 @@ from starlette.middleware import Middleware
 from mlos.core.dataplane import DataPlane
 from mlos.core.http.envelope import Envelope
 from mlos.core.http.errors import answer_http_error, answer_mlos_error
+from mlos.core.http.generate import Generate
 from mlos.core.http.openai import OpenAI
+from mlos.core.http.openapi import OpenApi
 from mlos.core.http.operation import Operation
 from mlos.core.http.v1 import V1
+from mlos.core.http.v2 import V2
 from mlos.errors import MlosError
 
 
 def application(plane: DataPlane, *, max_body_bytes: int, read_timeout: float) -> Starlette:
     """All surfaces over one data plane."""
-    v1 = V1(plane, max_body_bytes=max_body_bytes, read_timeout=read_timeout)
-    openai = OpenAI(plane, max_body_bytes=max_body_bytes, read_timeout=read_timeout)
+    surfaces = [
+        surface(plane, max_body_bytes=max_body_bytes, read_timeout=read_timeout)
+        for surface in (V1, OpenAI, Generate, V2)
+    ]
     return Starlette(
-        routes=[*v1.routes, *openai.routes, *Operation(plane).routes],
+        routes=[
+            *Operation(plane).routes,
+            *OpenApi().routes,
+            *(route for surface in surfaces for route in surface.routes),
+        ],
         middleware=[Middleware(Envelope)],
         exception_handlers={MlosError: answer_mlos_error, HTTPException: answer_http_error},
     )

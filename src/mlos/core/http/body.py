@@ -20,6 +20,8 @@ T = TypeVar("T")
 _DECODER = msgspec.json.Decoder(InferenceRequest)
 _EXAMPLE = '{"text": "..."}'
 _WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>[^`]+)`(?: - at `\$\.?(?P<field>.*)`)?")
+_OUT_OF_BOUNDS = re.compile(r"Expected (?P<expected>`[^`]+` .+) - at `\$\.?(?P<field>.*)`$")
+_NOT_AMONG = re.compile(r"Invalid enum value (?P<got>.+) - at `\$\.?(?P<field>.*)`$", re.DOTALL)
 _NOT_BASE64 = re.compile(r"Invalid base64 encoded string(?: - at `\$\.?(?P<field>.*)`)")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _UNKNOWN = re.compile(
@@ -169,6 +171,12 @@ def _not_a_request(text: str, kind: Any) -> InvalidInputError:
         return InvalidInputError(
             f"{field}: expected {expected}, got {got}", field=field, expected=expected, got=got
         )
+    if found := _OUT_OF_BOUNDS.match(text):
+        field, expected = found["field"], found["expected"].replace("`", "")
+        return InvalidInputError(f"{field}: expected {expected}", field=field, expected=expected)
+    if found := _NOT_AMONG.match(text):
+        field, got = found["field"], found["got"]
+        return InvalidInputError(f"{field}: {got} is none of its values", field=field, got=got)
     if found := _UNKNOWN.match(text):
         name, place = found["field"], found["place"]
         if place:

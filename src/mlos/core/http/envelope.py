@@ -19,6 +19,11 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _log = logging.getLogger(__name__)
 
 
+def request_id_of(proposed: str) -> str:
+    """A request's id: what the client proposes if it is a sane one, else a new one."""
+    return proposed if _SANE_ID.fullmatch(proposed) else uuid.uuid4().hex
+
+
 class Envelope:
     """Gives a request its id, the client's own if it is a sane one, and logs how it was answered."""
 
@@ -32,7 +37,7 @@ class Envelope:
             return
         started = time.monotonic()
         proposed = Headers(scope=scope).get("x-request-id", "")
-        request_id = proposed if _SANE_ID.fullmatch(proposed) else uuid.uuid4().hex
+        request_id = request_id_of(proposed)
         state = scope.setdefault("state", {})
         state["request_id"], state["arrived"] = request_id, started
         status = 0
@@ -50,9 +55,8 @@ class Envelope:
             _log.exception("a request met a bug", extra=fields(request_id=request_id))
             if status:
                 raise  # too late for an answer: the connection has to be cut
-            await answer_error(MlosError("the server met a bug; its log has the request id"), request_id)(
-                scope, receive, answer
-            )
+            error = MlosError("the server met a bug; its log has the request id")
+            await answer_error(error, request_id, scope["path"])(scope, receive, answer)
         finally:
             level = logging.INFO if scope["method"] == "POST" or status >= 400 else logging.DEBUG
             if _log.isEnabledFor(level):

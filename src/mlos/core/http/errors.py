@@ -54,16 +54,37 @@ class AddressError(UsageError):
 
 def error_body(error: MlosError, request_id: str | None) -> bytes:
     """The error as JSON; what came from the request is cut short in it."""
-    told: dict[str, Any] = {
+    return msgspec.json.encode({"error": {**_told(error), "request_id": request_id}})
+
+
+def _told(error: MlosError) -> dict[str, Any]:
+    return {
         key: value[: _LONGEST[key]] + "…" if key in _LONGEST and value and len(value) > _LONGEST[key] else value
         for key, value in error.as_dict().items()
     }
-    return msgspec.json.encode({"error": {**told, "request_id": request_id}})
 
 
-def answer_error(error: MlosError, request_id: str | None) -> Response:
-    """The whole answer."""
-    return Response(error_body(error, request_id), error.http_status, headers_of(error), JSON)
+def flat_error_body(error: MlosError, request_id: str | None) -> bytes:
+    """The error in V2's dress: ``error`` is one text that says it all, and the details stand beside it."""
+    return msgspec.json.encode({"error": text_of(error), **_told(error), "request_id": request_id})
+
+
+def text_of(error: MlosError) -> str:
+    """All that an error has to say as one text, for protocols that have no room for more."""
+    told = error.message
+    for name, value in (("expected", error.expected), ("got", error.got)):
+        if value and value not in told:
+            told += f"; {name} {value}"
+    if error.hint:
+        told += f" (try: {error.hint})"
+    most = _LONGEST["message"]
+    return told[:most] + "…" if len(told) > most else told
+
+
+def answer_error(error: MlosError, request_id: str | None, path: str = "") -> Response:
+    """The whole answer, in the dress of the protocol that ``path`` belongs to."""
+    body = flat_error_body if path == "/v2" or path.startswith("/v2/") else error_body
+    return Response(body(error, request_id), error.http_status, headers_of(error), JSON)
 
 
 def headers_of(error: MlosError) -> dict[str, str]:
@@ -79,7 +100,7 @@ def headers_of(error: MlosError) -> dict[str, str]:
 async def answer_mlos_error(request: Request, error: Exception) -> Response:
     """What starlette calls for an error that was raised on purpose."""
     assert isinstance(error, MlosError)
-    return answer_error(error, request.state.request_id)
+    return answer_error(error, request.state.request_id, request.url.path)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
@@ -93,10 +114,10 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     else:
         told = AddressError(
             f"nothing is at {where}",
-            hint="POST /v1/models/{name}/inference, POST /v1/chat/completions, GET /v1/models, /health, "
-            "/metrics, /version",
+            hint="POST /v1/models/{name}/inference, POST /v1/chat/completions, POST /v2/models/{name}/infer, "
+            "GET /v1/models, /openapi.json, /health, /metrics, /version",
         )
-    response = answer_error(told, request.state.request_id)
+    response = answer_error(told, request.state.request_id, request.url.path)
     if allowed:
         response.headers["allow"] = allowed
     return response

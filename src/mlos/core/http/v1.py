@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from mlos.core.dataplane import CLIENT_LEFT, DataPlane, Inference, Part
 from mlos.core.http import body
-from mlos.core.http.errors import JSON, error_body
+from mlos.core.http.errors import JSON, MethodError, error_body
 from mlos.core.http.events import EventStream, event, unless_left
 from mlos.core.replica import Replica, State
 from mlos.errors import MlosError
@@ -34,6 +35,7 @@ class V1:
         return [
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}/inference", self.inference, methods=["POST"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
         ]
 
     async def inference(self, request: Request) -> Response:
@@ -70,6 +72,13 @@ class V1:
         data = [_row(replica) for replica in supervisor.models()]
         data += [_broken_row(broken) for broken in supervisor.broken()]
         return Response(msgspec.json.encode({"object": "list", "data": data}), 200, None, JSON)
+
+    async def model(self, request: Request) -> Response:
+        """One model of the list."""
+        name = request.path_params["name"]
+        if name.endswith("/inference"):
+            raise HTTPException(MethodError.http_status, headers={"Allow": "POST"})
+        return Response(msgspec.json.encode(_row(self._plane.supervisor.find(name))), 200, None, JSON)
 
 
 async def _events(
