@@ -92,7 +92,12 @@ class Embeddings(SinglePass):
             texts = [self._prompts[prompt] + text for text in texts]
         if self._lower_case:
             texts = [text.lower() for text in texts]
-        return Prepared(self._encoder.encode(texts), (self._output,), (request.text is not None, normalize))
+        return Prepared(
+            self._encoder.encode(texts),
+            (self._output,),
+            (request.text is not None, normalize),
+            self._encoder.padding,
+        )
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Pool (batch, tokens, dimensions) over the tokens of each text.
