@@ -113,7 +113,7 @@ for place in (cache, empty):
     engine = open_model(folder, PRODUCT, 1, engine="openvino", cache=place)
     (graph,) = engine._compiled.values()
     x = np.ones((2, WIDE), np.float32)
-    print(graph.from_cache(), engine.run({{"x": x}})["y"].tolist())
+    print(graph.from_cache, engine.run({{"x": x}})["y"].tolist())
 """
     (tmp_path / "empty").mkdir()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -8,7 +8,7 @@ model of several graphs behind the same protocol.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
@@ -22,6 +22,8 @@ from mlos.errors import RefusedError
 from mlos.model import Artifact
 
 GROUP = "mlos.engines.v1"
+_LIBRARIES = {"llama-cpp": "llama-cpp-python"}
+"""Distribution of a built-in engine's library, where it is not called as the engine is."""
 
 __all__ = [
     "GROUP",
@@ -36,8 +38,10 @@ __all__ = [
     "check_inputs",
     "check_outputs",
     "compiles",
+    "default_engine",
     "engine_for",
     "engines_for",
+    "installed",
     "open_model",
     "vocabulary_of",
 ]
@@ -97,6 +101,31 @@ def engines_for(artifact: Artifact) -> dict[str, type[Engine]]:
         if artifact.format in kind.formats:
             found.append((not point.value.startswith("mlos."), point.name, kind))
     return {name: kind for _, name, kind in sorted(found, key=lambda item: item[:2])}
+
+
+def default_engine(artifact: Artifact) -> str:
+    """Name of the default engine for artifacts of this format; that of the parts, where it has parts.
+
+    Raises:
+        RefusedError: if no installed engine opens it.
+    """
+    engine_for(artifact)
+    return next(iter(engines_for(artifact)))
+
+
+def installed() -> dict[str, str]:
+    """Version of the library behind each engine that is installed; of one that comes with it, its own."""
+    found = {}
+    for point in entry_points(group=GROUP):
+        ours = point.value.startswith("mlos.")
+        try:
+            if ours:
+                found[point.name] = version(_LIBRARIES.get(point.name, point.name))
+            elif point.dist is not None:
+                found[point.name] = point.dist.version
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found
 
 
 def engine_for(artifact: Artifact, name: str | None = None) -> type[Engine]:

@@ -13,12 +13,14 @@ task that needs hidden states alone should not pay for the scores of a whole voc
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -55,7 +57,7 @@ class _Compiled:
     """
 
     request: Callable[[], Any]
-    from_cache: Callable[[], bool]
+    from_cache: bool
     places: dict[str, int]
     tables: tuple[_Table, ...]
     idle: list[Any] = field(default_factory=list)
@@ -67,8 +69,11 @@ class OpenVinoEngine:
     name: ClassVar[str] = "openvino"
     formats: ClassVar[frozenset[ModelFormat]] = frozenset({"onnx"})
 
-    def __init__(self, path: Path, artifact: Artifact, settings: dict[str, Any], version: str) -> None:
+    def __init__(
+        self, path: Path, artifact: Artifact, settings: dict[str, Any], version: str, cache: Path | None
+    ) -> None:
         self._path, self._artifact, self._settings, self._version = path, artifact, settings, version
+        self._cache = cache
         self._compiled: dict[frozenset[str], _Compiled] = {}
         self._lock = threading.Lock()
 
@@ -106,9 +111,8 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             # Two models that are pinned to the same cores would wait for each other.
             "ENABLE_CPU_PINNING": False,
-            **({"CACHE_DIR": str(cache)} if cache is not None else {}),
         }
-        engine = cls(path, artifact, settings, str(openvino.get_version()).partition("-")[0])
+        engine = cls(path, artifact, settings, str(openvino.get_version()).partition("-")[0], cache)
         if len(artifact.outputs) == 1:  # else the first run says which are wanted
             engine._compile([spec.name for spec in artifact.outputs])
         else:
@@ -189,11 +193,39 @@ class OpenVinoEngine:
                 tables.append(_Table(rows, len(results), len(results) + 1))
                 results += _extremes(numbers)
             watched = openvino.Model(results, model.get_parameters())
-            graph = openvino.Core().compile_model(watched, _DEVICE, self._settings)
+            graph, from_cache = self._graph(watched, sorted(wanted))
         except (RuntimeError, ValueError) as error:
             raise self._cannot_load(error) from error
-        from_cache = partial(graph.get_property, "LOADED_FROM_CACHE")
         return _Compiled(graph.create_infer_request, from_cache, places, tuple(tables))
+
+    def _graph(self, model: Any, wanted: Sequence[str]) -> tuple[Any, bool]:
+        """The model compiled, or as it was compiled before; and whether it was.
+
+        The library's own cache changes modes of files, which a confined process may not.
+        """
+        core = _openvino().Core()
+        if self._cache is None:
+            return core.compile_model(model, _DEVICE, self._settings), False
+        kept = self._cache / f"{self._key(wanted)}.blob"
+        if kept.is_file():
+            try:
+                return core.import_model(kept.read_bytes(), _DEVICE, self._settings), True
+            except RuntimeError:  # of another processor, or damaged: it is compiled again
+                pass
+        graph = core.compile_model(model, _DEVICE, self._settings)
+        passing = kept.with_suffix(f".{secrets.token_hex(4)}")
+        try:
+            passing.write_bytes(graph.export_model().getvalue())
+            passing.replace(kept)
+        except OSError:  # a worker may only read; the next one compiles again
+            passing.unlink(missing_ok=True)
+        return graph, False
+
+    def _key(self, wanted: Sequence[str]) -> str:
+        """What a compiled graph depends on besides the processor."""
+        status = self._path.stat()
+        file = (self._artifact.path, status.st_size, status.st_mtime_ns)
+        return hashlib.sha256(json.dumps([self._version, self._settings, file, wanted]).encode()).hexdigest()
 
     def _cannot_load(self, error: Exception) -> RefusedError:
         return RefusedError(
