@@ -12,6 +12,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "host": ("::1", "::1"),
     "port": ("9000", 9000),
     "threads": ("3", 3),
+    "precision": ("auto", "auto"),
     "request_timeout": ("1.5", 1.5),
     "read_timeout": ("4.5", 4.5),
     "load_timeout": ("2.5", 2.5),

@@ -20,6 +20,7 @@ from collections.abc import Generator, Sequence
 import uvicorn
 import uvloop
 
+from mlos.core.chosen import Chooser
 from mlos.core.dataplane import DataPlane
 from mlos.core.http import application
 from mlos.core.http.protocol import LimitedProtocol
@@ -89,12 +90,13 @@ def run(settings: Settings, listener: socket.socket, named: Sequence[str], log: 
 
 async def _serve(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
     _raise_descriptor_limit()
+    store, cores = Store(settings.store), usable_cores()
     terms = Terms(
-        settings.threads or usable_cores(),
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
+        Chooser(settings.home, store, settings.precision, settings.threads, cores),
     )
-    supervisor = Supervisor(Store(settings.store), terms, named)
+    supervisor = Supervisor(store, terms, named)
     metrics = Metrics(supervisor)
     metrics.dropped_log_lines.set_function(lambda: log.dropped)
     plane = DataPlane(
@@ -135,7 +137,15 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         await asyncio.sleep(_POLL_SECONDS)
     if not serving.done():
         _announce(base_url(listener))
-        _log.info("listening", extra=fields(url=base_url(listener), threads=terms.threads, named=list(named)))
+        _log.info(
+            "listening",
+            extra=fields(
+                url=base_url(listener),
+                threads=settings.threads or cores,
+                precision=settings.precision,
+                named=list(named),
+            ),
+        )
     ending = asyncio.create_task(drained.wait())
     try:
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
