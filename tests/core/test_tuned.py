@@ -19,7 +19,7 @@ from mlos.tune import Batching
 
 DOCS = Path(__file__).parents[2] / "docs" / "engines.md"
 WORDS = ("river", "stone", "cloud", "letter", "engine", "garden", "winter", "music", "signal", "harbour")
-PAYS = Batching(gains={"16 tokens": records.HALF}, most=4, longest=64)
+PAYS = Batching(most=4, longest=64)
 
 
 def embedding(answer: Any) -> Any:

@@ -162,7 +162,7 @@ def test_what_was_not_among_the_candidates_is_said(package: Package) -> None:
 
 
 def test_a_record_is_read_as_it_was_written_on_its_host_alone(package: Package, tmp_path: Path) -> None:
-    batching = Batching(gains={"16 tokens": ratio(0.7)}, most=4, longest=16)
+    batching = Batching(most=4, longest=16)
     tuning = tuned(package, trial(package, "faster", 0.8, seconds={"16 tokens": (0.1, 0.2)}, batching=batching))
     save(tmp_path, tuning)
     save(tmp_path, tuning)

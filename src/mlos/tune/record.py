@@ -39,13 +39,11 @@ class Candidate(_Frozen):
 
 
 class Batching(_Frozen):
-    """What computing several requests at once gains: time of one by one over time together, by shape.
+    """That computing several requests at once pays: up to ``most``, texts of up to ``longest`` tokens.
 
-    ``gains`` holds what was measured; ``longest`` is the length up to which it pays (None where lengths do not
-    differ, and it pays), and ``most`` how many are computed at once.
+    ``longest`` is None where lengths do not differ.
     """
 
-    gains: dict[str, Ratio]
     most: int
     longest: int | None
 
@@ -62,8 +60,12 @@ class Trial(_Frozen):
     """Over all shapes, against the default timed in alternation."""
     seconds: dict[str, tuple[float, ...]] = {}
     reference_seconds: dict[str, tuple[float, ...]] = {}
+    together: dict[str, Ratio] = {}
+    """By shape: the time of a batch over that of its requests one by one."""
     batching: Batching | None = None
-    """Absent where it does not pay, or was not measured."""
+    """Absent where it does not pay, or answers would not stay equal."""
+    unbatched: str | None = None
+    """Why requests may not be computed together."""
 
     @property
     def passed(self) -> bool:

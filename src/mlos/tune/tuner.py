@@ -7,6 +7,7 @@ the same rule then says how much chance makes of nothing.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ def _try(
         _Shape(name=name, single=single, batch=batch, length=length)
         for name, single, batch, length in found.shapes
     ]
+    gains = _gains(shapes, found.groups)
     return Trial(
         candidate=candidate,
         verdict=verdict,
@@ -180,7 +182,9 @@ def _try(
         ratio=ratio,
         seconds=_seconds(shapes, [group.candidate for group in found.groups]),
         reference_seconds=_seconds(shapes, [group.reference for group in found.groups]),
-        batching=None if found.batched else _batching(shapes, found.groups),
+        together=gains,
+        batching=None if found.batched else _batching(shapes, gains),
+        unbatched=found.batched,
     )
 
 
@@ -195,10 +199,9 @@ def _judge(is_default: bool, ratio: Ratio, given_up: bool) -> tuple[Any, str]:
     return ("slower" if ratio.slower else "no difference found"), against
 
 
-def _batching(shapes: Sequence[_Shape], found: Sequence[Group]) -> Batching | None:
-    """What computing several at once gains, where it pays: at a length and all shorter ones."""
-    gains: dict[str, Ratio] = {}
-    pays: list[tuple[int | None, bool]] = []
+def _gains(shapes: Sequence[_Shape], found: Sequence[Group]) -> dict[str, Ratio]:
+    """The time of each batch over that of its requests one by one, by what it is a batch of."""
+    gains = {}
     for shape in shapes:
         if shape.batch == 1:
             continue
@@ -211,11 +214,14 @@ def _batching(shapes: Sequence[_Shape], found: Sequence[Group]) -> Batching | No
             one, other = group.candidate[shape.single]
             noise.append(math.log(one / other))
         gains[shape.single] = ratio_of_logs(logs, noise)
-        pays.append((shape.length, gains[shape.single].faster))
-    worth = [length for place, (length, _) in enumerate(pays) if all(paid for _, paid in pays[: place + 1])]
-    if not worth:
-        return None
-    return Batching(gains=gains, most=BATCH, longest=worth[-1])
+    return gains
+
+
+def _batching(shapes: Sequence[_Shape], gains: dict[str, Ratio]) -> Batching | None:
+    """Up to which length batches pay: at that one and at all shorter ones."""
+    batched = [shape for shape in shapes if shape.single in gains and shape.batch > 1]
+    worth = list(itertools.takewhile(lambda shape: gains[shape.single].faster, batched))
+    return Batching(most=BATCH, longest=worth[-1].length) if worth else None
 
 
 def _seconds(shapes: Sequence[_Shape], sides: Sequence[dict[str, tuple[float, float]]]) -> Any:

@@ -90,15 +90,20 @@ def _text(tuning: Tuning, choice: Choice) -> RenderableType:
             Text(trial.verdict if trial.passed else trial.reason),
         )
     lines = [Text(f"chosen: {choice.candidate}"), Text(choice.reason)]
-    if choice.batching is not None:
-        gains = ", ".join(f"{shape} {gain}" for shape, gain in choice.batching.gains.items())
-        upto = "" if choice.batching.longest is None else f" up to {choice.batching.longest} tokens"
-        lines.append(
-            Text(f"batches of {choice.batching.most} pay{upto}: time together over one by one: {gains}")
-        )
-    else:
-        lines.append(Text("batches do not pay, or do not answer alike: requests are computed one by one"))
+    lines.append(Text(_batching(tuning, choice)))
     return Group(table, *lines)
+
+
+def _batching(tuning: Tuning, choice: Choice) -> str:
+    trial = next((each for each in tuning.trials if each.candidate == choice.candidate), tuning.default)
+    if trial.unbatched is not None:
+        return f"no batches: {trial.unbatched}"
+    gains = ", ".join(f"{shape} {gain}" for shape, gain in trial.together.items())
+    measured = f"time of a batch over one by one: {gains}" if gains else "not measured"
+    if choice.batching is None:
+        return f"no batches, for they do not pay: {measured}"
+    upto = "" if choice.batching.longest is None else f" up to {choice.batching.longest} tokens"
+    return f"batches of {choice.batching.most} pay{upto}: {measured}"
 
 
 def _parity(trial: Trial) -> str:
