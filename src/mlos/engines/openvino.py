@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mlos.engines import signal_stack
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_answers, check_declared, check_inputs, check_outputs, check_threads
 from mlos.engines.refusals import one_line, refusal
@@ -144,8 +145,9 @@ class OpenVinoEngine:
         graph = self._compile(wanted)
         request = _borrowed(graph)
         try:
-            request.start_async(dict(inputs), share_inputs=True)
-            request.wait()
+            with signal_stack.kept():
+                request.start_async(dict(inputs), share_inputs=True)
+                request.wait()
             # The memory is the request's, which the next run writes over: its answers are copied.
             values = [tensor.data.copy() for tensor in request.output_tensors]
         except (RuntimeError, ValueError, MemoryError) as error:
@@ -193,7 +195,8 @@ class OpenVinoEngine:
                 tables.append(_Table(rows, len(results), len(results) + 1))
                 results += _extremes(numbers)
             watched = openvino.Model(results, model.get_parameters())
-            graph, from_cache = self._graph(watched, sorted(wanted))
+            with signal_stack.kept():
+                graph, from_cache = self._graph(watched, sorted(wanted))
         except (RuntimeError, ValueError) as error:
             raise self._cannot_load(error) from error
         return _Compiled(graph.create_infer_request, from_cache, places, tuple(tables))
