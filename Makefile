@@ -37,8 +37,8 @@ setup: ## Set up .venv from the lock, once; the other targets do it when needed
 	@$(PYTHON) scripts/setup.py
 
 lock: setup ## Resolve the lock again around requirements/pins.txt
-	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --unsafe-package torch --unsafe-package llama-cpp-python --no-header --no-emit-index-url \
-		--no-emit-find-links --no-emit-options --annotation-style line --strip-extras --extra onnxruntime --extra convert \
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --unsafe-package torch --unsafe-package llama-cpp-python --unsafe-package openvino-telemetry --no-header --no-emit-index-url \
+		--no-emit-find-links --no-emit-options --annotation-style line --strip-extras --extra onnxruntime --extra openvino --extra convert \
 		--extra grpc --extra llama --extra validate --extra dev --constraint requirements/pins.txt --output-file requirements/lock.txt pyproject.toml
 	@sed -i '/considered to be unsafe/,$$d' requirements/lock.txt
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import Field
@@ -45,7 +46,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0,
         ge=0,
-        description="Threads per model worker; 0 takes the physical cores it may use.",
+        description="Threads per model worker; 0 takes what the model was tuned to, else the physical cores.",
+    )
+    precision: Literal["fp32", "auto", "bf16", "fp16", "int8"] = Field(
+        default="fp32",
+        description="Precision that models packaged in fp32 are served in: fp32 stays equal to the framework, "
+        "auto takes the fastest that was tuned and proved, the others force one.",
     )
     request_timeout: float = Field(
         default=60.0, gt=0, description="Seconds from a request's arrival to its deadline."

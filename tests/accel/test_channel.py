@@ -145,6 +145,41 @@ def test_several_are_claimed_at_once(backend: Backend) -> None:
     run(main())
 
 
+def test_a_claim_takes_what_waits_and_nothing_that_comes_later(backend: Backend) -> None:
+    """So what comes while a worker computes stays where its turn is decided, and survives the worker."""
+
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        claims: list[list[Any]] = []
+        go_on = threading.Semaphore(0)
+
+        def serve() -> None:
+            while jobs := worker.claim(4):
+                claims.append([job.body for job in jobs])
+                go_on.acquire()
+                for job in jobs:
+                    worker.complete(job, job.body)
+            worker.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        first = front.submit("first", deadline=soon())
+        while not claims:
+            await asyncio.sleep(0.005)
+        later = [front.submit(number, deadline=soon(30 - number)) for number in range(6)]
+        await asyncio.sleep(0.05)
+        assert (front.claimed, front.waiting) == (1, 6)
+        for _ in range(4):
+            go_on.release()
+        await asyncio.gather(first.outcome, *(ticket.outcome for ticket in later))
+        front.close(GONE)
+        thread.join()
+        assert claims == [["first"], [5, 4, 3, 2], [1, 0]]
+
+    run(main())
+
+
 def test_parts_stream_in_order_before_the_answer(backend: Backend) -> None:
     def stream(worker: WorkerChannel, job: Job) -> Any:
         for number in range(job.body):

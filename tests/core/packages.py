@@ -33,7 +33,7 @@ def curious(store: Store) -> Package:
     """A model for an engine that looks around; its graph is never opened."""
     inputs = [_spec("port", "INT64", (1,)), _spec("canary", "INT64", ("bytes",))]
     node = helper.make_node("Identity", ["canary"], ["found"])
-    return install(store, "curious", [node], inputs, [_spec("found", "INT64", ("n",))], format_="gguf")
+    return install(store, "curious", [node], inputs, [_spec("found", "INT64", ("n",))], format_="pytorch")
 
 
 def logarithm(store: Store, name: str = "logarithm") -> Package:

@@ -30,7 +30,7 @@ def number(attempt):
 
 class Curious:
     name = "curious"
-    formats = frozenset({"gguf"})
+    formats = frozenset({"pytorch"})
     version = "1"
 
     @classmethod

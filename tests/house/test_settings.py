@@ -13,6 +13,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "grpc_port": ("9001", 9001),
     "threads": ("3", 3),
+    "precision": ("auto", "auto"),
     "request_timeout": ("1.5", 1.5),
     "read_timeout": ("4.5", 4.5),
     "load_timeout": ("2.5", 2.5),

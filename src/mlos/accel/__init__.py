@@ -106,6 +106,7 @@ class WorkerChannel(Protocol):
     def claim(self, limit: int = 1) -> list[Job]:
         """Wait for work: one to ``limit`` requests, none of them cancelled or expired.
 
+        They are those that wait at that moment, first ones first; it is not waited for more of them.
         An empty list means that the front has closed the channel.
         """
         ...

@@ -1,8 +1,8 @@
 """The channel over a Unix socket: a heap in the front, credits from the worker, sealed memfds for large bodies.
 
-The worker's ``claim`` sends credits; the front spends one per request it sends. So nothing lies in a socket
-buffer that the worker has not asked for, priorities and deadlines are decided at the last moment, and what is
-written never exceeds what is being read.
+The worker's ``claim`` sends credits; the front spends one per request it sends, and those that are left when
+it has sent what waits are void. So nothing lies in a socket buffer that the worker is not waiting for,
+priorities and deadlines are decided at the last moment, and what is written never exceeds what is being read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from mlos.accel import Job, Outcome, Ticket
-from mlos.accel.wire import Cancel, Claim, Closed, Complete, Emit, Packet, ProtocolError, Submit, Wire
+from mlos.accel.wire import (
+    Cancel,
+    Claim,
+    Closed,
+    Complete,
+    Emit,
+    Given,
+    Packet,
+    ProtocolError,
+    Submit,
+    Wire,
+)
 from mlos.errors import DeadlineError, InvalidInputError, MlosError, NoRoomError
 
 _MOST_CREDITS = 1024
@@ -80,6 +91,8 @@ class UserspaceFront:
         self._claimed: dict[int, _Ticket] = {}
         self._end: socket.socket | None = None
         self._credits = 0
+        self._several = False
+        """Whether the worker's claim is for more than one: it waits to be told that there are no more."""
         self._unsent: deque[tuple[Packet, _Ticket | None]] = deque()
 
     @property
@@ -163,7 +176,8 @@ class UserspaceFront:
             heapq.heapify(self._heap)
 
     def _dispatch(self) -> None:
-        """Spend the worker's credits on what is first in the heap."""
+        """Spend the worker's credits on what is first in the heap: as much of a claim as there is, at once."""
+        given = False
         while self._credits and self._heap:
             *_, ticket = heapq.heappop(self._heap)
             if ticket.ended:
@@ -183,8 +197,13 @@ class UserspaceFront:
                 continue
             ticket.sent = now
             self._credits -= 1
+            given = True
             self._claimed[ticket.id] = ticket
             self._send(packet, ticket)
+        if given:
+            self._credits = 0
+            if self._several:
+                self._send(self._wire.encode(Given()), None)
 
     def _send(self, packet: Packet, ticket: _Ticket | None) -> None:
         """Send a packet, now or when there is room. ``ticket`` is the request it carries, if it does."""
@@ -253,6 +272,7 @@ class UserspaceFront:
             self._credits += message.count
             if message.count < 1 or self._credits > _MOST_CREDITS:
                 raise ProtocolError(f"claimed {message.count} with {self._credits} credits")
+            self._several = message.count > 1
             self._dispatch()
             return
         ticket = self._claimed.get(message.id)
@@ -286,8 +306,9 @@ class UserspaceWorker:
     def __init__(self, descriptor: int) -> None:
         self._end = socket.socket(fileno=descriptor)
         self._end.setblocking(True)
-        self._wire: Wire[Submit | Cancel] = Wire(Submit | Cancel)
-        self._credits = 0
+        self._wire: Wire[Submit | Cancel | Given] = Wire(Submit | Cancel | Given)
+        self._claiming = 0
+        """Requests of the claim that the front has not met yet."""
         self._backlog: deque[Job] = deque()
         self._cancelled: set[int] = set()
         self._open: set[int] = set()
@@ -305,10 +326,10 @@ class UserspaceWorker:
                         jobs.append(job)
                 if jobs:
                     return jobs
-                if self._credits < limit:
-                    self._wire.encode(Claim(limit - self._credits)).send(self._end)
-                    self._credits = limit
-                self._take(self._wire.receive(self._end))
+                self._wire.encode(Claim(limit)).send(self._end)
+                self._claiming = limit
+                while self._claiming:
+                    self._take(self._wire.receive(self._end))
                 self._drain()
         except (Closed, ConnectionError):
             return []
@@ -351,12 +372,16 @@ class UserspaceWorker:
             except (BlockingIOError, Closed):
                 return
 
-    def _take(self, message: Submit | Cancel) -> None:
+    def _take(self, message: Submit | Cancel | Given) -> None:
+        if isinstance(message, Given):
+            self._claiming = 0
+            return
         if isinstance(message, Cancel):
             if message.id in self._open:
                 self._cancelled.add(message.id)
             return
-        self._credits -= 1
+        if self._claiming == 1:  # of a claim of one nothing more is said
+            self._claiming = 0
         self._open.add(message.id)
         self._backlog.append(Job(message.id, message.body, message.deadline, message.sent, time.monotonic()))
 

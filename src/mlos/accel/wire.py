@@ -56,8 +56,12 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
     id: int
 
 
+class Given(msgspec.Struct, tag="given", array_like=True, frozen=True):
+    """Front to worker: this is all for a claim of several; what is left of it is void."""
+
+
 class Claim(msgspec.Struct, tag="claim", array_like=True, frozen=True):
-    """Worker to front: credit for ``count`` more requests."""
+    """Worker to front: credit for up to ``count`` requests, all of them at once."""
 
     count: int
 
@@ -131,7 +135,7 @@ class Wire(Generic[T]):
         self._size = 0
         self._data = memoryview(b"")
 
-    def encode(self, frame: Submit | Cancel | Claim | Emit | Complete) -> Packet:
+    def encode(self, frame: Submit | Cancel | Given | Claim | Emit | Complete) -> Packet:
         """A frame as a packet.
 
         Raises:

@@ -14,6 +14,7 @@ from mlos.axon.commands import (
     login,
     remove,
     show,
+    tune,
     variants,
     verify,
     voice,
@@ -51,6 +52,7 @@ app.command("install", epilog=EXIT_CODES)(install.run)
 app.command("pull", hidden=True, epilog=EXIT_CODES)(install.run)
 app.command("convert", epilog=EXIT_CODES)(variants.convert)
 app.command("quantize", epilog=EXIT_CODES)(variants.quantize)
+app.command("tune", epilog=EXIT_CODES)(tune.run)
 app.command("list", epilog=EXIT_CODES)(show.list_packages)
 app.command("info", epilog=EXIT_CODES)(show.info)
 app.command("verify", epilog=EXIT_CODES)(verify.run)

@@ -51,6 +51,10 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(help="Threads per model; 0 takes the physical cores. [default: 0]")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, or as tuned: auto, bf16, fp16, int8 (see axon tune). [default: fp32]"),
+    ] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds from a request's arrival to its deadline. [default: 60]")
     ] = None,
@@ -79,6 +83,7 @@ def serve(
         "grpc_port": grpc_port,
         "host": host,
         "threads": threads,
+        "precision": precision,
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,
         "max_body_bytes": max_body_bytes,

@@ -211,25 +211,27 @@ class DataPlane:
             raise WorkerError(f"the worker of {replica.package.name} answered nonsense: a line break")
         spent = answer.timings_ms
         timings = {
-            "queue": 1e3 * (outcome.sent - outcome.submitted),
+            "queue": 1e3 * (outcome.sent - outcome.submitted) + spent.get("wait", 0.0),
             "preprocess": spent.get("preprocess", 0.0),
             "copy_in": spent.get("copy_in", 0.0),
             "compute": spent.get("compute", 0.0),
             "copy_out": 1e3 * (outcome.received - outcome.finished),
             "postprocess": spent.get("postprocess", 0.0),
         }
-        replica.served(outcome.finished - outcome.sent)
+        if answer.batch < 1:
+            raise WorkerError(f"the worker of {replica.package.name} answered nonsense: a batch of none")
+        replica.served((outcome.finished - outcome.sent) / answer.batch)
         seconds = outcome.received - outcome.submitted
-        self.metrics.answered(replica, seconds, timings, answer.tokens)
+        self.metrics.answered(replica, seconds, timings, answer)
         replica.statistics.succeeded(seconds, timings)
-        package, report = replica.package, replica.report
+        package, report, served = replica.package, replica.report, replica.served_as
         return Inference(
             model=package.name,
-            digest=package.digest,
+            digest=served.package.digest if served is not None else package.digest,
             task=answer.task,
             result=msgspec.Raw(answer.result),
             engine=report.engine if report is not None else "",
-            precision=package.manifest.artifact.precision,
+            precision=report.precision if report is not None else "",
             mode=MODE,
             timings_ms={stage: round(milliseconds, 4) for stage, milliseconds in timings.items()},
             tokens=answer.tokens,

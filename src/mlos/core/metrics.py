@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from mlos import __version__
 from mlos.core.replica import Replica, State
 from mlos.core.supervisor import Supervisor
+from mlos.core.worker_protocol import Answer
 
 MODE = "userspace"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +58,13 @@ class Metrics:
             (*_VARIANT, "kind"),
             registry=self.registry,
         )
+        self._batches = Histogram(
+            "mlos_batch_size",
+            "Requests computed together, by request",
+            _VARIANT,
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=self.registry,
+        )
         self.in_flight = Gauge("mlos_in_flight", "Requests in the data plane", registry=self.registry)
         self.dropped_log_lines = Gauge(
             "mlos_log_lines_dropped", "Log lines lost because nobody took them", registry=self.registry
@@ -66,17 +74,16 @@ class Metrics:
         ).set(1)
         self.registry.register(_Replicas(supervisor))
 
-    def answered(
-        self, replica: Replica, seconds: float, timings_ms: dict[str, float], tokens: dict[str, int]
-    ) -> None:
-        """Count an answered request, its stages and its tokens."""
+    def answered(self, replica: Replica, seconds: float, timings_ms: dict[str, float], answer: Answer) -> None:
+        """Count an answered request, its stages, its tokens and how many were computed with it."""
         package, report = replica.package, replica.report
-        engine = report.engine if report is not None else ""
-        labels = (package.name, package.digest[:12], engine, package.manifest.artifact.precision, MODE)
+        engine, precision = (report.engine, report.precision) if report is not None else ("", "")
+        labels = (package.name, package.digest[:12], engine, precision, MODE)
+        self._batches.labels(*labels).observe(answer.batch)
         self._requests.labels(*labels).observe(seconds)
         for stage, milliseconds in timings_ms.items():
             self._stages.labels(*labels, stage).observe(milliseconds / 1e3)
-        for kind, count in tokens.items():
+        for kind, count in answer.tokens.items():
             self._tokens.labels(*labels, kind).inc(count)
 
     def counted(self, model: str, code: int) -> None:
@@ -99,12 +106,22 @@ class _Replicas(Collector):
         replicas = self._supervisor.loaded()
         restarts = CounterMetricFamily("mlos_restarts", "Workers replaced", labels=_MODEL)
         info = GaugeMetricFamily(
-            "mlos_model_info", "A served model", labels=("model", "digest", "reference", "weights")
+            "mlos_model_info",
+            "A served model, and what it is served with once it has been loaded",
+            labels=("model", "digest", "reference", "weights", "engine", "precision", "threads"),
         )
         for replica in replicas:
             package = replica.package
             restarts.add_metric(_labels(replica), replica.restarts)
-            info.add_metric((package.name, package.digest, package.reference, package.manifest.weights), 1)
+            served, report = replica.served_as, replica.report
+            info.add_metric(
+                (
+                    *(package.name, package.digest, package.reference, package.manifest.weights),
+                    *((report.engine, report.precision) if report is not None else ("", "")),
+                    str(served.choice.candidate.threads) if served is not None else "",
+                ),
+                1,
+            )
         yield restarts
         yield info
         for name, help_text, value in _GAUGES:

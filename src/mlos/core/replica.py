@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from mlos.accel.userspace import UserspaceFront
+from mlos.core.chosen import Chooser, Served
 from mlos.core.log import fields
 from mlos.core.statistics import Statistics
 from mlos.core.worker_protocol import Orders, Report
@@ -67,9 +68,9 @@ class State(StrEnum):
 class Terms:
     """On what terms every worker of a server runs. ``load_timeout`` is in seconds."""
 
-    threads: int
     load_timeout: float
     limits: Limits
+    chooser: Chooser
 
 
 class Replica:
@@ -80,6 +81,8 @@ class Replica:
         self.state = State.STOPPED
         self.reason: str | None = "not loaded yet: its first request loads it"
         self.error: MlosError | None = None
+        self.served_as: Served | None = None
+        """What it is served with, once it is loaded or on its way."""
         self.report: Report | None = None
         self.load_seconds: float | None = None
         self.restarts = 0
@@ -176,9 +179,12 @@ class Replica:
 
     async def _live(self) -> None:
         try:
-            with self._store.lease(self.package):
+            # In a thread: to know the host may take a second, in which others are to be answered.
+            served = await asyncio.to_thread(self.terms.chooser.served, self.package)
+            self.served_as = served
+            with self._store.lease(served.package):
                 while True:
-                    await self._bury(await self._one_life())
+                    await self._bury(await self._one_life(served))
         except MlosError as error:
             self._fail(error)
         except Exception:  # a bug of ours must not leave requests waiting for a worker that never comes
@@ -208,7 +214,7 @@ class Replica:
         _log.warning("worker died", extra=fields(**self._identity(), reason=ended, restarts_in=delay))
         await asyncio.sleep(delay)
 
-    async def _one_life(self) -> str:
+    async def _one_life(self, served: Served) -> str:
         """Start a worker and see it through; returns how it ended.
 
         Raises:
@@ -218,7 +224,7 @@ class Replica:
         self._ended_for = None
         self._ready_since = started  # a worker that dies while it loads has not been ready for long
         try:
-            process = self._process = await self._spawn(started)
+            process = self._process = await self._spawn(served, started)
         except OSError as error:  # no more processes, descriptors or memory: it may go better later
             ended = f"could not be started: {error.strerror}"
             self.channel.disconnect(UnavailableError(ended))
@@ -233,7 +239,7 @@ class Replica:
             if report is not None:
                 if report.error is not None:
                     raise MlosError.from_dict(report.error)
-                self._is_ready(report, started)
+                self._is_ready(served, report, started)
             while not (await asyncio.wait({dead}, timeout=1.0))[0]:
                 if self.channel.overdue() > OVERRUN_SECONDS:
                     self._end(f"overran a request's deadline by {OVERRUN_SECONDS:g} s and was ended")
@@ -243,8 +249,9 @@ class Replica:
             await self._bid_farewell(process, dead)
             listening.cancel()
 
-    async def _spawn(self, started: float) -> asyncio.subprocess.Process:
+    async def _spawn(self, served: Served, started: float) -> asyncio.subprocess.Process:
         descriptor = self.channel.connect()
+        choice = served.choice
         try:
             process = await asyncio.create_subprocess_exec(
                 # -P: no file of the working folder can pass for a module.
@@ -254,7 +261,7 @@ class Replica:
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(descriptor,),
                 env={
-                    **environment(self.package.folder),
+                    **environment(served.package.folder),
                     # No thread may start before the sandbox holds, and the engine's threads are all there are.
                     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
                 },
@@ -266,10 +273,15 @@ class Replica:
             parent=os.getpid(),
             channel=descriptor,
             store=str(self._store.root.absolute()),
-            digest=self.package.digest,
-            threads=self.terms.threads,
+            digest=served.package.digest,
+            threads=choice.candidate.threads,
             limits=self.terms.limits,
             started=started,
+            engine=choice.candidate.engine,
+            precision=choice.candidate.precision,
+            compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
+            most=choice.batching.most if choice.batching is not None else 1,
+            longest=choice.batching.longest if choice.batching is not None else None,
         )
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(orders) + b"\n")
@@ -290,7 +302,7 @@ class Replica:
         except ValueError as error:  # no JSON, not a report, or a line without end
             raise WorkerError(f"the worker of {name} reported nonsense: {error}") from error
 
-    def _is_ready(self, report: Report, started: float) -> None:
+    def _is_ready(self, served: Served, report: Report, started: float) -> None:
         self._ready_since = time.monotonic()
         self.report, self.load_seconds = report, self._ready_since - started
         self.state, self.reason = State.READY, None
@@ -300,7 +312,9 @@ class Replica:
             extra=fields(
                 **self._identity(),
                 engine=f"{report.engine} {report.engine_version}",
-                threads=self.terms.threads,
+                precision=report.precision,
+                threads=served.choice.candidate.threads,
+                chosen=served.choice.reason,
                 load_seconds=round(self.load_seconds, 3),
                 stages={name: round(seconds, 3) for name, seconds in report.load_seconds.items()},
                 sandbox=report.sandbox,

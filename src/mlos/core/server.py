@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 import uvloop
 
+from mlos.core.chosen import Chooser
 from mlos.core.dataplane import DataPlane
 from mlos.core.http import application
 from mlos.core.http.protocol import LimitedProtocol
@@ -96,12 +97,13 @@ def run(settings: Settings, listener: socket.socket, named: Sequence[str], log: 
 
 async def _serve(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
     _raise_descriptor_limit()
+    store, cores = Store(settings.store), usable_cores()
     terms = Terms(
-        settings.threads or usable_cores(),
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
+        Chooser(settings.home, store, settings.precision, settings.threads, cores),
     )
-    supervisor = Supervisor(Store(settings.store), terms, named)
+    supervisor = Supervisor(store, terms, named)
     metrics = Metrics(supervisor)
     metrics.dropped_log_lines.set_function(lambda: log.dropped)
     plane = DataPlane(
@@ -143,8 +145,16 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         await asyncio.sleep(_POLL_SECONDS)
     if not serving.done():
         _announce(base_url(listener))
-        said = fields(url=base_url(listener), grpc=called.address, threads=terms.threads, named=list(named))
-        _log.info("listening", extra=said)
+        _log.info(
+            "listening",
+            extra=fields(
+                url=base_url(listener),
+                grpc=called.address,
+                threads=settings.threads or cores,
+                precision=settings.precision,
+                named=list(named),
+            ),
+        )
     ending = asyncio.create_task(drained.wait())
     try:
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)

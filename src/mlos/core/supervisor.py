@@ -16,6 +16,7 @@ from mlos.core.log import fields
 from mlos.core.replica import Replica, State, Terms
 from mlos.errors import MlosError, NotFoundError
 from mlos.store import Broken, Package, Store
+from mlos.tune import Precision
 
 _POLL_SECONDS = 1.0
 _MOST_LISTED = 10
@@ -74,6 +75,11 @@ class Supervisor:
         """Installed packages that cannot be used."""
         self._follow()
         return self._broken
+
+    @property
+    def precision(self) -> Precision:
+        """Which class of precision this server was started for."""
+        return self._terms.chooser.precision
 
     def loaded(self) -> list[Replica]:
         """The replicas there are, without a look at the store."""

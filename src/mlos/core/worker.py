@@ -14,85 +14,33 @@ import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
 
 from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
-from mlos.core import tensors
-from mlos.core.worker_protocol import Answer, Ask, Orders, Report
-from mlos.engines import Engine, open_model
-from mlos.errors import DeadlineError, MlosError, NoRoomError, PayloadTooLargeError, WorkerError
+from mlos.core.answering import Model
+from mlos.core.worker_protocol import Answer, Orders, Report
+from mlos.engines import Engine, compiles, open_model
+from mlos.errors import MlosError, NoRoomError, PayloadTooLargeError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
 from mlos.host.sandbox import Policy, confine
-from mlos.model import Manifest, TensorSpec
-from mlos.store import Store
-from mlos.tasks import Tasks, tasks_of
+from mlos.model import InferenceRequest, Manifest
+from mlos.parity.record import requests_of
+from mlos.store import Package, Store
+from mlos.tasks import Prepared, SinglePass, Tasks, tasks_of
 
 HEAVY = ("torch", "transformers", "huggingface_hub")
 """What a worker must not import: they take seconds and gigabytes, and do not serve."""
 _OPEN_FILES = 256
 _MEMORY_SHARE = 0.75
 """Of the memory this host may use: the most a worker may, so that a greedy request fails alone."""
-
-
-class Model:
-    """A loaded model: its tasks and its engine, and the labels of its classes by how many there are."""
-
-    def __init__(self, tasks: Tasks, engine: Engine, labels: dict[int, list[str]]) -> None:
-        self._tasks, self._engine, self._labels = tasks, engine, labels
-
-    def answer(self, job: Job, channel: WorkerChannel) -> Answer:
-        """Preprocess, compute and postprocess one request; it is given up when nobody waits for it any more."""
-        ask = msgspec.convert(job.body, Ask)
-        times = [job.sent, job.received, time.monotonic()]
-        request = tensors.request_of(ask)
-        task = self._tasks.choose(request)
-        prepared = task.preprocess(request)
-        times.append(time.monotonic())
-        computed = task.compute(self._engine, prepared, _JobStream(channel, job, wanted=request.stream))
-        times.append(time.monotonic())
-        named = None
-        if ask.tensors is None:
-            result = msgspec.json.encode(task.postprocess(prepared, computed))
-        else:
-            result, named = b"null", tensors.answered(ask, prepared.outputs, computed, self._labels)
-        times.append(time.monotonic())
-        sent, received, begun, preprocessed, finished, postprocessed = times
-        return Answer(
-            task.name,
-            result,
-            {
-                "copy_in": 1e3 * (received - sent),
-                "preprocess": 1e3 * (preprocessed - begun),
-                "compute": 1e3 * (finished - preprocessed),
-                "postprocess": 1e3 * (postprocessed - finished),
-            },
-            getattr(computed, "tokens", dict(prepared.tokens)),
-            named,
-        )
-
-
-class _JobStream:
-    """A claimed request's way back through the channel."""
-
-    def __init__(self, channel: WorkerChannel, job: Job, *, wanted: bool) -> None:
-        self._channel, self._job, self._wanted = channel, job, wanted
-
-    def emit(self, part: dict[str, Any]) -> None:
-        if self._wanted:
-            self._channel.emit(self._job, part)
-
-    def check(self) -> None:
-        if self._channel.cancelled(self._job):
-            raise DeadlineError("nobody waits for this request any more")
 
 
 def load(orders: Orders) -> tuple[Model, Report]:
@@ -116,55 +64,76 @@ def load(orders: Orders) -> tuple[Model, Report]:
     manifest: Manifest = package.manifest
     with stage("confine"):
         policy = Policy(
-            read=(package.folder,),
+            read=(package.folder, *([Path(orders.compiled)] if orders.compiled is not None else [])),
             open_files=_OPEN_FILES,
             memory_bytes=int(_MEMORY_SHARE * usable_memory()),
         )
         confinement = confine(measured(policy))
     with stage("open"):
-        engine = open_model(package.folder, manifest.artifact, orders.threads)
+        engine = open_model(
+            package.folder,
+            manifest.artifact,
+            orders.threads,
+            engine=orders.engine,
+            precision=orders.precision,
+            cache=None if orders.compiled is None else Path(orders.compiled),
+        )
         tasks = tasks_of(package.folder, manifest, orders.limits)
     with stage("warm_up"):
-        note = _warm_up(engine, manifest.artifact.inputs)
+        note = _warm_up(engine, tasks, package)
     report = Report(
         engine=engine.name,
         engine_version=engine.version,
+        precision=orders.precision,
         load_seconds=seconds,
         sandbox=confinement.applied,
         missing=confinement.missing,
         heavy=tuple(name for name in HEAVY if name in sys.modules),
         note=note,
     )
-    return Model(tasks, engine, labels_of(manifest)), report
+    return Model(tasks, engine, manifest, orders.most, orders.longest), report
 
 
-def labels_of(manifest: Manifest) -> dict[int, list[str]]:
-    """The labels that a package names for any of its tasks, by how many there are."""
-    named = [options.get("labels") for options in manifest.preprocessing.values() if isinstance(options, dict)]
-    return {len(labels): labels for labels in named if isinstance(labels, list)}
+def _warm_up(engine: Engine, tasks: Tasks, package: Package) -> str | None:
+    """Run the engine once, so that the first request finds its memory ready.
 
-
-def _warm_up(engine: Engine, inputs: tuple[TensorSpec, ...]) -> str | None:
-    """Run zeros of the smallest shape through the engine, so that the first request finds its memory ready.
-
-    A model need not take zeros, nor axes of length one: then the first request is slower, which is said.
+    An engine that compiles for the outputs that are asked for is asked as the golden requests ask; any other
+    runs zeros of the smallest shape. A model need not take zeros, nor axes of length one: then its first
+    request is slower, which is said.
     """
-    zeros = {
-        spec.name: np.zeros([axis if isinstance(axis, int) else 1 for axis in spec.shape], spec.numpy_dtype)
-        for spec in inputs
-    }
+    manifest = package.manifest
     try:
+        if compiles(type(engine)) and manifest.golden is not None:
+            asked = _asked(tasks, requests_of(package.folder / manifest.golden))
+            for prepared in asked.values():
+                engine.run(prepared.inputs, prepared.outputs)
+            return None
+        zeros = {
+            spec.name: np.zeros([axis if isinstance(axis, int) else 1 for axis in spec.shape], spec.numpy_dtype)
+            for spec in manifest.artifact.inputs
+        }
         engine.run(zeros)
     except MlosError as error:
         return f"not warmed up: {error.message}"
     return None
 
 
+def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> dict[tuple[str, ...], Prepared]:
+    """One of the requests for each set of outputs that tasks ask for in a single run."""
+    found: dict[tuple[str, ...], Prepared] = {}
+    for request in requests:
+        task = tasks.choose(request)
+        if isinstance(task, SinglePass):
+            prepared = task.preprocess(request)
+            found.setdefault(prepared.outputs, prepared)
+    return found
+
+
 def serve(channel: WorkerChannel, model: Model) -> None:
     """Answer what the channel brings until the front hangs up."""
-    while jobs := channel.claim():
-        for job in jobs:
-            _complete(channel, job, _outcome(model, job, channel))
+    while jobs := channel.claim(model.most):
+        for job, outcome in model.answers(jobs, channel):
+            _complete(channel, job, outcome)
 
 
 def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError) -> None:
@@ -178,20 +147,6 @@ def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError) -> 
         )
     except (MemoryError, OSError) as error:
         channel.complete(job, NoRoomError(f"no memory to hand the answer back: {error}"))
-
-
-def _outcome(model: Model, job: Job, channel: WorkerChannel) -> Answer | MlosError:
-    try:
-        return model.answer(job, channel)
-    except MlosError as error:
-        return error
-    except MemoryError:
-        return NoRoomError(
-            "the request needs more memory than the model's worker has", hint="send less at a time"
-        )
-    except Exception as error:  # a bug must cost one request, not the worker
-        traceback.print_tb(error.__traceback__)  # its place alone: its message may quote the request
-        return WorkerError(f"the model's worker failed: {type(error).__name__}")
 
 
 def main() -> None:

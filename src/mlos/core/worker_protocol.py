@@ -11,7 +11,12 @@ from mlos.tasks import Limits
 
 
 class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock."""
+    """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock.
+
+    ``engine``, ``precision`` and ``threads`` say how the package is computed, ``compiled`` where the engine
+    finds what it compiled for this host. Up to ``most`` requests are computed together, texts of up to
+    ``longest`` tokens.
+    """
 
     parent: int
     channel: int
@@ -20,6 +25,11 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     threads: int
     limits: Limits
     started: float
+    engine: str
+    precision: str
+    compiled: str | None = None
+    most: int = 1
+    longest: int | None = None
 
 
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -31,6 +41,7 @@ class Report(msgspec.Struct, omit_defaults=True, frozen=True):
 
     engine: str = ""
     engine_version: str = ""
+    precision: str = ""
     load_seconds: dict[str, float] = {}
     sandbox: tuple[str, ...] = ()
     missing: dict[str, str] = {}
@@ -80,7 +91,7 @@ class Answer(msgspec.Struct, frozen=True):
     """The body of a completed inference. ``result`` is JSON; times are in milliseconds.
 
     ``tokens`` counts those read and written, by what they were: ``prompt``, ``completion``. What was asked with
-    tensors has ``tensors`` in place of a result.
+    tensors has ``tensors`` in place of a result. ``batch`` says how many requests were computed together.
     """
 
     task: str
@@ -88,3 +99,4 @@ class Answer(msgspec.Struct, frozen=True):
     timings_ms: dict[str, float]
     tokens: dict[str, int] = {}
     tensors: list[Tensor] | None = None
+    batch: int = 1

@@ -8,11 +8,11 @@ model of several graphs behind the same protocol.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
-from mlos.engines.engine import Engine
+from mlos.engines.engine import CompilingEngine, Engine, compiles
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Vocabulary
@@ -22,9 +22,12 @@ from mlos.errors import RefusedError
 from mlos.model import Artifact
 
 GROUP = "mlos.engines.v1"
+_LIBRARIES = {"llama-cpp": "llama-cpp-python"}
+"""Distribution of a built-in engine's library, where it is not called as the engine is."""
 
 __all__ = [
     "GROUP",
+    "CompilingEngine",
     "EncoderDecoder",
     "Engine",
     "LanguageModel",
@@ -34,42 +37,119 @@ __all__ = [
     "asked_of",
     "check_inputs",
     "check_outputs",
+    "compiles",
+    "default_engine",
     "engine_for",
+    "engines_for",
+    "installed",
     "open_model",
     "vocabulary_of",
 ]
 
 
-def open_model(folder: Path, artifact: Artifact, threads: int) -> Engine:
+def open_model(
+    folder: Path,
+    artifact: Artifact,
+    threads: int,
+    *,
+    engine: str | None = None,
+    precision: str | None = None,
+    cache: Path | None = None,
+) -> Engine:
     """Open ``artifact`` of the package in ``folder``, to be computed by ``threads`` threads.
+
+    ``engine`` is its name among the entry points; None takes the default for the format. An engine that
+    compiles computes an fp32 file in ``precision`` (None: its own) and keeps what it compiled in ``cache``.
 
     Raises:
         MissingExtraError: if an engine's library is not installed.
-        RefusedError: if no engine opens it, or a file cannot be loaded or is not what was declared.
+        RefusedError: if no engine opens it, or not in this precision, or a file cannot be loaded or is not what
+            was declared.
     """
-    if is_encoder(artifact):
+    if is_encoder(artifact) and engine in (None, "llama-cpp"):
         return LlamaCppEncoder.open(folder, artifact, threads)
+
+    def opened(part: Artifact) -> Engine:
+        kind, computed = engine_for(part, engine), precision or part.precision
+        if computed != part.precision and not (compiles(kind) and part.precision == "fp32"):
+            raise RefusedError(
+                f"{kind.name} computes {part.path} in its own precision, {part.precision}, not in {computed}",
+                field="precision",
+                expected=part.precision,
+                got=computed,
+            )
+        if compiles(kind):
+            # A file in another precision is one of storage, or holds its own operators: computed as it is.
+            asked = computed if part.precision == "fp32" else "fp32"
+            return kind.compiled(folder, part, threads, precision=asked, cache=cache)
+        return kind.open(folder, part, threads)
+
     if not artifact.parts:
-        return engine_for(artifact).open(folder, artifact, threads)
-    parts = {name: engine_for(part).open(folder, part, threads) for name, part in artifact.parts.items()}
+        return opened(artifact)
+    parts = {name: opened(part) for name, part in artifact.parts.items()}
     return EncoderDecoder(artifact, parts) if set(parts) == PARTS else SideBySide(artifact, parts)
 
 
-def engine_for(artifact: Artifact) -> type[Engine]:
-    """The installed engine that opens artifacts of this format; of several, the first by name.
+def engines_for(artifact: Artifact) -> dict[str, type[Engine]]:
+    """The installed engines that open artifacts of this format, by name; the first is the default.
+
+    That is a built-in one where there is one: what else is installed beside it has to be chosen.
+    """
+    found = []
+    for point in entry_points(group=GROUP):
+        kind: type[Engine] = point.load()
+        if artifact.format in kind.formats:
+            found.append((not point.value.startswith("mlos."), point.name, kind))
+    return {name: kind for _, name, kind in sorted(found, key=lambda item: item[:2])}
+
+
+def default_engine(artifact: Artifact) -> str:
+    """Name of the default engine for artifacts of this format; that of the parts, where it has parts.
+
+    Raises:
+        RefusedError: if no installed engine opens it.
+    """
+    engine_for(artifact)
+    return next(iter(engines_for(artifact)))
+
+
+def installed() -> dict[str, str]:
+    """Version of the library behind each engine that is installed; of one that comes with it, its own."""
+    found = {}
+    for point in entry_points(group=GROUP):
+        ours = point.value.startswith("mlos.")
+        try:
+            if ours:
+                found[point.name] = version(_LIBRARIES.get(point.name, point.name))
+            elif point.dist is not None:
+                found[point.name] = point.dist.version
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found
+
+
+def engine_for(artifact: Artifact, name: str | None = None) -> type[Engine]:
+    """The engine called ``name`` if it opens artifacts of this format; without a name the default.
 
     Raises:
         RefusedError: if there is none.
     """
-    known: set[str] = set()
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        engine: type[Engine] = point.load()
-        if artifact.format in engine.formats:
-            return engine
-        known |= engine.formats
+    known = engines_for(artifact)
+    if name is None and known:
+        return next(iter(known.values()))
+    if name in known:
+        return known[name]
+    if name is not None:
+        raise RefusedError(
+            f"no installed engine called {name} opens {artifact.format} files",
+            field="engine",
+            expected=", ".join(known) or "an engine for this format",
+            got=name,
+        )
+    formats = {each for point in entry_points(group=GROUP) for each in point.load().formats}
     raise RefusedError(
         f"no installed engine opens {artifact.format} files",
         field="format",
-        expected=", ".join(sorted(known)),
+        expected=", ".join(sorted(formats)),
         got=artifact.format,
     )

@@ -1,10 +1,10 @@
-"""The protocol that every engine keeps."""
+"""The protocol that every engine keeps, and what one that compiles can do beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 from numpy.typing import NDArray
 
@@ -44,3 +44,34 @@ class Engine(Protocol):
     def version(self) -> str:
         """Version of the engine's library."""
         ...
+
+
+class CompilingEngine(Engine, Protocol):
+    """An engine that compiles files for this processor, and may compute fp32 files in other precisions.
+
+    It compiles for the outputs that a run asks for: one graph for each set of them.
+    """
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        """In which precisions, besides its own, it computes an fp32 file well on this processor.
+
+        Raises:
+            MissingExtraError: if the engine's library is not installed.
+        """
+        ...
+
+    @classmethod
+    def compiled(
+        cls, folder: Path, artifact: Artifact, threads: int, *, precision: str, cache: Path | None
+    ) -> Self:
+        """Load ``artifact`` as :meth:`Engine.open` does, to be computed in ``precision``.
+
+        What was compiled is looked for in the folder ``cache``, and kept there where it can be written.
+        """
+        ...
+
+
+def compiles(engine: type[Engine]) -> TypeGuard[type[CompilingEngine]]:
+    """Whether an engine is a :class:`CompilingEngine`."""
+    return callable(getattr(engine, "compiled", None))

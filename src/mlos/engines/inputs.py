@@ -1,11 +1,38 @@
-"""Tensors against the specification an artifact declares: every engine asks here before it computes."""
+"""Tensors against the specification an artifact declares: every engine asks here, before and after it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mlos.errors import InvalidInputError
-from mlos.model import Tensors, TensorSpec
+from mlos.errors import InvalidInputError, RefusedError, UsageError
+from mlos.model import Artifact, Tensors, TensorSpec
+
+
+def check_threads(threads: int) -> None:
+    """Check that there is a thread to compute with.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if threads < 1:
+        raise UsageError("an engine needs a thread", field="threads", expected=">= 1", got=str(threads))
+
+
+def check_declared(artifact: Artifact, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Check that a file takes and gives the tensors, by name, that ``artifact`` declares.
+
+    Raises:
+        RefusedError: if it does not; names the file, expected and got.
+    """
+    for what, declared, found in (("takes", artifact.inputs, inputs), ("gives", artifact.outputs, outputs)):
+        expected, got = sorted(spec.name for spec in declared), sorted(found)
+        if expected != got:
+            raise RefusedError(
+                f"{artifact.path} {what} other tensors than its manifest declares",
+                field=artifact.path,
+                expected=", ".join(expected),
+                got=", ".join(got),
+            )
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Tensors) -> None:
@@ -45,6 +72,36 @@ def check_outputs(specs: Sequence[TensorSpec], wanted: Iterable[str]) -> None:
                 field="outputs",
                 expected=", ".join(names),
                 got=repr(name),
+            )
+
+
+def check_answers(artifact: Artifact, inputs: Tensors, answers: Tensors) -> None:
+    """Check that each answer has the rank and the lengths that ``artifact`` declares for these inputs.
+
+    A library that cannot compute with some lengths, such as a text beyond the positions, need not say so.
+
+    Raises:
+        InvalidInputError: naming the output, the shape that was due and the one that came.
+    """
+    lengths = {
+        axis: length
+        for spec in artifact.inputs
+        for axis, length in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    for spec in artifact.outputs:
+        if spec.name not in answers:
+            continue
+        due = [lengths.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape]
+        got = list(answers[spec.name].shape)
+        if len(due) != len(got) or any(
+            isinstance(axis, int) and axis != length for axis, length in zip(due, got, strict=True)
+        ):
+            raise InvalidInputError(
+                f"the model cannot take these tensors: '{spec.name}' came out as {got} where {due} was due",
+                field="inputs",
+                expected=str(due),
+                got=str(got),
             )
 
 

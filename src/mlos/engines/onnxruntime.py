@@ -10,15 +10,9 @@ from typing import Any, ClassVar, Self
 from numpy.typing import NDArray
 
 from mlos.engines.files import file_of
-from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.errors import (
-    InvalidInputError,
-    MissingExtraError,
-    NoRoomError,
-    RefusedError,
-    UsageError,
-    WorkerError,
-)
+from mlos.engines.inputs import check_declared, check_inputs, check_outputs, check_threads
+from mlos.engines.refusals import one_line, refusal
+from mlos.errors import MissingExtraError, RefusedError
 from mlos.model import Artifact, ModelFormat, Tensors
 
 _FATAL = 4
@@ -51,8 +45,7 @@ class OnnxRuntimeEngine:
         except ImportError as error:
             raise MissingExtraError.of("onnxruntime", "running ONNX models") from error
         onnxruntime.disable_telemetry_events()  # what is served here is nobody's business
-        if threads < 1:
-            raise UsageError("an engine needs a thread", field="threads", expected=">= 1", got=str(threads))
+        check_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -70,18 +63,11 @@ class OnnxRuntimeEngine:
             raise RefusedError(
                 f"ONNX Runtime cannot load {artifact.path}: {_reason(error)}", field=artifact.path
             ) from error
-        for what, declared, found in (
-            ("takes", artifact.inputs, session.get_inputs()),
-            ("gives", artifact.outputs, session.get_outputs()),
-        ):
-            expected, got = sorted(spec.name for spec in declared), sorted(node.name for node in found)
-            if expected != got:
-                raise RefusedError(
-                    f"{artifact.path} {what} other tensors than its manifest declares",
-                    field=artifact.path,
-                    expected=", ".join(expected),
-                    got=", ".join(got),
-                )
+        check_declared(
+            artifact,
+            [node.name for node in session.get_inputs()],
+            [node.name for node in session.get_outputs()],
+        )
         return cls(session, artifact, str(onnxruntime.__version__))
 
     def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -104,17 +90,7 @@ class OnnxRuntimeEngine:
             answers = self._session.run(wanted, dict(inputs), options)
         except _library_errors() as error:
             reason = _reason(error)
-            # A kernel that refuses tensors which passed our own checks refuses a value or a length, such as a
-            # token number beyond the vocabulary or a text beyond the positions; out of memory is our own.
-            if _KERNEL_REFUSED in str(error) and "allocat" not in reason:
-                raise InvalidInputError(
-                    f"the model cannot take these tensors: {reason}", field="inputs"
-                ) from error
-            if "allocat" in reason:
-                raise NoRoomError(
-                    f"the request needs more memory than there is: {reason}", hint="send less at a time"
-                ) from error
-            raise WorkerError(f"ONNX Runtime failed: {reason}") from error
+            raise refusal("ONNX Runtime", reason, of_these_tensors=_KERNEL_REFUSED in str(error)) from error
         return dict(zip(wanted, answers, strict=True))
 
     @property
@@ -137,5 +113,4 @@ def _reason(error: Exception) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = text.rpartition("Status Message: ")[2]
     text = re.sub(r"^Load model from .*? failed: ?", "", text)  # which file it is, our own message says
-    text = re.sub(r"^/\S*:\d+ .*?\) ", "", text)
-    return text if len(text) <= 300 else text[:300] + "…"
+    return one_line(re.sub(r"^/\S*:\d+ .*?\) ", "", text))

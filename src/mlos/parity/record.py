@@ -124,6 +124,20 @@ class GoldenRecord:
         return cls(cases, framework)
 
 
+def requests_of(folder: Path) -> tuple[InferenceRequest, ...]:
+    """The requests alone of the record in ``folder``, without the tensors, which may be large.
+
+    Raises:
+        CorruptError: if the file is missing or not what :meth:`GoldenRecord.save` writes.
+    """
+    path = folder / RECORD
+    try:
+        cases = json.loads(path.read_bytes())["cases"]
+        return tuple(msgspec.convert(case["request"], InferenceRequest) for case in cases)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{path} is not part of a golden record: {error}", field=path.name) from error
+
+
 def _case(number: int, entry: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Case:
     def side(name: str) -> dict[str, NDArray[Any]]:
         prefix = f"{number}/{name}/"

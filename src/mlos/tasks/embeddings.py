@@ -93,8 +93,13 @@ class Embeddings(SinglePass):
         if self._lower_case:
             texts = [text.lower() for text in texts]
         inputs = self._encoder.encode(texts)
-        read = {"prompt": int(inputs["attention_mask"].sum())}
-        return Prepared(inputs, (self._output,), (request.text is not None, normalize), read)
+        return Prepared(
+            inputs,
+            (self._output,),
+            (request.text is not None, normalize),
+            padding=self._encoder.padding,
+            tokens={"prompt": int(inputs["attention_mask"].sum())},
+        )
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Pool (batch, tokens, dimensions) over the tokens of each text.

@@ -89,7 +89,7 @@ class FillMask(SinglePass):
                 got=str(candidates),
                 hint="send fewer masks at a time, or ask for a smaller top_k",
             )
-        return Prepared(inputs, (_OUTPUT,), (request.text is not None, top_k))
+        return Prepared(inputs, (_OUTPUT,), (request.text is not None, top_k), self._encoder.padding)
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Rank the vocabulary at each mask of ``logits``, shape (batch, tokens, vocabulary)."""

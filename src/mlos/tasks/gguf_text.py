@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlos.engines import vocabulary_of
 from mlos.errors import PayloadTooLargeError, RefusedError
 from mlos.model import Manifest
+from mlos.tasks.prepared import Padding
 from mlos.tasks.text import MAX_TOKENS, TextEncoder
 
 
@@ -20,6 +21,9 @@ class GgufEncoder:
 
     It reads ``max_length`` from ``manifest.preprocessing[task]``: tokens, special ones included.
     """
+
+    padding: Padding | None = None
+    """Texts are not made longer to be computed with others: llama.cpp computes row after row."""
 
     def __init__(self, folder: Path, manifest: Manifest, task: str) -> None:
         self.options: dict[str, Any] = manifest.preprocessing.get(task, {})

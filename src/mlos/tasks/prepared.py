@@ -41,16 +41,26 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How a row of tokens is made longer without another answer: a number for each input, at which end."""
+
+    values: Mapping[str, int]
+    left: bool
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A request as the engine takes it.
 
     ``outputs`` are those the answer is made of; ``context`` is the task's own note to its ``postprocess``;
-    ``tokens`` counts those of the texts, where the task knows it before it computes.
+    ``padding`` is set where the second axis of every input counts tokens and may be made longer; ``tokens``
+    counts those of the texts, where the task knows it before it computes.
     """
 
     inputs: Tensors
     outputs: tuple[str, ...]
     context: Any = None
+    padding: Padding | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
 
 

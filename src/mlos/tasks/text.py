@@ -18,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from mlos.errors import PayloadTooLargeError, RefusedError
 from mlos.model import Manifest, TensorSpec
-from mlos.tasks.prepared import inputs_of
+from mlos.tasks.prepared import Padding, inputs_of
 
 MAX_TOKENS = 16_384
 """Most tokens of one request, padding included: what a model needs for its activations grows with them."""
@@ -59,12 +59,17 @@ class TextEncoder:
         self.tokenizer = _load(folder / "tokenizer.json")
         self.pad_id = self._pad_id(folder)
         self.tokenizer.enable_truncation(max_length)
+        side, pad_type = self.options.get("padding_side", "right"), self.options.get("pad_type", 0)
         self.tokenizer.enable_padding(
-            direction=self.options.get("padding_side", "right"),
+            direction=side,
             pad_id=self.pad_id,
-            pad_type_id=self.options.get("pad_type", 0),
+            pad_type_id=pad_type,
             pad_token=self.tokenizer.id_to_token(self.pad_id) or "",
         )
+        self.padding = Padding(
+            {"input_ids": self.pad_id, "attention_mask": 0, "token_type_ids": pad_type}, left=side == "left"
+        )
+        """What the tokenizer puts beside a text that is shorter than another."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """The model's inputs for ``texts``: each of shape (texts, tokens of the longest).

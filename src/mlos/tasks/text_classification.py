@@ -48,7 +48,9 @@ class TextClassification(SinglePass):
         """Tokenise; the texts of one request become one padded batch."""
         texts = texts_of(request, self.name, self._max_text_bytes)
         top_k = check_parameters(request, _KNOWN).get("top_k", _TOP_K)
-        return Prepared(self._encoder.encode(texts), (OUTPUT,), (request.text is not None, top_k))
+        return Prepared(
+            self._encoder.encode(texts), (OUTPUT,), (request.text is not None, top_k), self._encoder.padding
+        )
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Rank the labels of each text by ``logits``, shape (texts, labels)."""

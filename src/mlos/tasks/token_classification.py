@@ -64,7 +64,7 @@ class TokenClassification(SinglePass):
         strategy = check_parameters(request, _KNOWN).get("aggregation_strategy", "none")
         encodings = self._encoder.encodings(texts)
         asked = _Asked(texts, encodings, request.text is not None, strategy)
-        return Prepared(self._encoder.tensors(encodings), (OUTPUT,), asked)
+        return Prepared(self._encoder.tensors(encodings), (OUTPUT,), asked, self._encoder.padding)
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """Label the tokens of each text by ``logits``, shape (texts, tokens, labels)."""

@@ -37,7 +37,9 @@ class TokenEmbeddings(SinglePass):
         """Tokenise; the texts of one request become one padded batch."""
         texts = texts_of(request, self.name, self._max_text_bytes)
         check_parameters(request, {})
-        return Prepared(self._encoder.encode(texts), (self._output,), request.text is not None)
+        return Prepared(
+            self._encoder.encode(texts), (self._output,), request.text is not None, self._encoder.padding
+        )
 
     def postprocess(self, prepared: Prepared, computed: Tensors) -> Any:
         """The vectors (batch, tokens, dimensions) of the tokens that are no padding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from mlos import __version__
 from mlos.core.dataplane import DataPlane
 from mlos.core.http.errors import JSON
 from mlos.core.metrics import CONTENT_TYPE
+from mlos.core.replica import Replica
 
 
 class Operation:
@@ -53,8 +55,33 @@ class Operation:
         return Response(self._plane.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def version(self, request: Request) -> Response:
-        """Which MLOS this is."""
-        return _json({"name": "mlos", "version": __version__})
+        """Which MLOS this is, and what each model that has been loaded is served with, and why."""
+        supervisor = self._plane.supervisor
+        loaded = [replica for replica in supervisor.models() if replica.served_as is not None]
+        return _json(
+            {
+                "name": "mlos",
+                "version": __version__,
+                "precision": supervisor.precision,
+                "models": [_served(replica) for replica in loaded],
+            }
+        )
+
+
+def _served(replica: Replica) -> dict[str, Any]:
+    served, report = replica.served_as, replica.report
+    assert served is not None
+    candidate, batching = served.choice.candidate, served.choice.batching
+    return {
+        "model": replica.package.name,
+        "digest": candidate.digest,
+        "engine": candidate.engine,
+        "engine_version": report.engine_version if report is not None else None,
+        "precision": candidate.precision,
+        "threads": candidate.threads,
+        "batch": batching.most if batching is not None else 1,
+        "chosen": served.choice.reason,
+    }
 
 
 def _json(data: object, status: int = 200) -> Response:

@@ -124,8 +124,9 @@ def _row(replica: Replica) -> dict[str, Any]:
         "digest": package.digest,
         "tasks": manifest.tasks,
         "format": manifest.artifact.format,
-        "precision": manifest.artifact.precision,
+        "precision": report.precision if report is not None else manifest.artifact.precision,
         "engine": f"{report.engine} {report.engine_version}" if report is not None else None,
+        "chosen": replica.served_as.choice.reason if replica.served_as is not None else None,
         "state": replica.state,
         "reason": replica.reason,
         "load_seconds": replica.load_seconds,
@@ -138,7 +139,7 @@ def _row(replica: Replica) -> dict[str, Any]:
 
 def _broken_row(broken: Broken) -> dict[str, Any]:
     unknown = (
-        *("tasks", "format", "precision", "engine", "weights"),
+        *("tasks", "format", "precision", "engine", "chosen", "weights"),
         *("load_seconds", "load_stages", "memory_bytes", "peak_memory_bytes"),
     )
     return {

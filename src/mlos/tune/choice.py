@@ -1,0 +1,138 @@
+"""What a model is served with on this host, and why: by its record, or by default where there is none.
+
+Nothing is chosen that was not proved. Without a record a model is served as it is packaged, by the default
+engine; a precision that is not its own comes of a record, or of a variant that was proved when it was packaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mlos.engines import default_engine, installed
+from mlos.errors import RefusedError
+from mlos.store import Package
+from mlos.tune.record import Batching, Candidate, Trial, Tuning
+
+Precision = Literal["fp32", "auto", "bf16", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OWN = "fp32"
+"""The precision of a package that can be computed in others."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to serve a model with: a candidate, why, and whether requests are computed together."""
+
+    candidate: Candidate
+    reason: str
+    batching: Batching | None = None
+
+
+def chosen(
+    package: Package,
+    variants: Sequence[Package],
+    tuning: Tuning | None,
+    precision: Precision,
+    *,
+    threads: int,
+    fixed_threads: bool,
+) -> Choice:
+    """What to serve ``package`` with, where ``precision`` is asked for.
+
+    ``variants`` are the installed packages that are other forms of it. ``threads`` are those of the default;
+    with ``fixed_threads`` no candidate with another number is taken.
+
+    Raises:
+        RefusedError: if a precision is forced in which the model was never proved; the hint holds the command.
+    """
+    own = package.manifest.artifact.precision
+    default = Candidate(
+        digest=package.digest,
+        engine=default_engine(package.manifest.artifact),
+        precision=own,
+        threads=threads,
+    )
+    if own != OWN:
+        precision = "fp32"  # a package of another precision is asked for by its name: it has no other classes
+    stale = None if tuning is None else _stale(tuning)
+    if tuning is not None and stale is None:
+        known = {package.digest: package, **{each.digest: each for each in variants}}
+        found = _best(
+            tuning, own if precision == "fp32" else precision, known, threads if fixed_threads else None
+        )
+        if found is not None:
+            return Choice(found.candidate, _reason(tuning, found, precision), found.batching)
+    why = stale or (
+        f"not tuned on this host (axon tune {package.name})"
+        if tuning is None
+        else f"the record holds nothing faster in {precision} with {threads} threads"
+    )
+    if precision in ("fp32", "auto"):
+        return Choice(default, f"the default engine: {why}")
+    return Choice(_variant(package, variants, precision, threads, why), f"the variant in {precision}: {why}")
+
+
+def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads: int | None) -> Trial | None:
+    """The fastest trial that may be taken; one that is forced need not be faster than the default."""
+    usable = [
+        trial
+        for trial in tuning.trials
+        if trial.passed
+        and trial.candidate.digest in known
+        and precision in ("auto", trial.candidate.precision)
+        and threads in (None, trial.candidate.threads)
+    ]
+    forced = tuning.default not in usable and precision != "auto"
+    taken = [trial for trial in usable if trial.ratio is not None and (forced or trial.verdict == "faster")]
+    if taken:
+        return min(taken, key=lambda trial: trial.ratio.ratio if trial.ratio is not None else 1.0)
+    return tuning.default if tuning.default in usable else None
+
+
+def _reason(tuning: Tuning, trial: Trial, precision: Precision) -> str:
+    when = f"tuned on this host at {tuning.tuned_at:%Y-%m-%d %H:%M} UTC"
+    asked = (
+        ""
+        if precision in (tuning.precision, "fp32") or tuning.precision == "auto"
+        else (f"; only {tuning.precision} was tuned (axon tune {tuning.model} --precision {precision})")
+    )
+    if trial is tuning.default:
+        return f"{when}: no candidate was faster than the default{asked}"
+    return (
+        f"{when}: {trial.candidate} takes {trial.ratio} of the time of {tuning.default.candidate}, "
+        f"parity {trial.tolerance} passed{asked}"
+    )
+
+
+def _stale(tuning: Tuning) -> str | None:
+    """Why a record is not believed any more."""
+    now = installed()
+    for engine, version in tuning.engines.items():
+        if now.get(engine) != version:
+            return (
+                f"tuned with {engine} {version}, installed is {now.get(engine, 'none')} "
+                f"(axon tune {tuning.model})"
+            )
+    return None
+
+
+def _variant(
+    package: Package, variants: Sequence[Package], precision: str, threads: int, why: str
+) -> Candidate:
+    for variant in variants:
+        artifact = variant.manifest.artifact
+        if artifact.precision == precision:
+            return Candidate(
+                digest=variant.digest, engine=default_engine(artifact), precision=precision, threads=threads
+            )
+    verb = "quantize" if precision == "int8" else "convert"
+    raise RefusedError(
+        f"{package.name} was never proved in {precision} on this host: {why}",
+        field="precision",
+        expected="a tuning record, or a variant, in this precision",
+        got=precision,
+        hint=f"axon tune {package.name} --precision {precision}, "
+        f"or axon {verb} {package.name} --precision {precision}",
+    )
