@@ -76,6 +76,15 @@ def test_every_seeded_config_names_the_entrys_architecture(name: str) -> None:
     assert published.keys() == tiny.keys()
 
 
+def test_the_default_set_is_the_eighteen() -> None:
+    named = {entry.name for entry in catalogue().entries.values() if "default" in entry.sets}
+    language = {"gpt2", "tinyllama", "llama-3.2-1b", "qwen2-0.5b", "deepseek-coder-1.3b"}
+    texts = {"bert", "roberta", "distilbert", "albert", "t5"}
+    images = {"resnet", "vit", "convnext", "efficientnet", "mobilenet", "deit", "clip"}
+    assert named == language | texts | images | {"wav2vec2"}
+    assert len(named) == 18
+
+
 def test_every_task_of_an_entry_has_defaults() -> None:
     tasks = {task for entry in catalogue().entries.values() for task in entry.tasks}
     assert tasks <= catalogue().defaults.keys()
