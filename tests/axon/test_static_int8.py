@@ -16,7 +16,7 @@ from mlos.axon.variants.onnx_forms import save
 from mlos.axon.variants.static_int8 import Quantized, calibrated
 from mlos.catalogue import catalogue
 from mlos.catalogue.retrieval import retrieval
-from mlos.errors import ParityError
+from mlos.errors import ParityError, RefusedError
 from mlos.model import ParityMeasure
 from mlos.parity import GoldenRecord
 
@@ -48,6 +48,12 @@ def test_texts_to_calibrate_with_are_neither_the_gate_s_nor_the_corpus_s() -> No
     words = [len(text.split()) for text in texts]
     assert min(words) == 1
     assert max(words) > 60
+
+
+def test_a_model_that_takes_named_tensors_alone_is_refused(small: Small, tmp_path: Path) -> None:
+    candidate = small.candidate("densenet", tmp_path / "candidate")
+    with pytest.raises(RefusedError, match="takes neither texts nor pictures nor sounds"):
+        examples(candidate.folder, candidate.draft())
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet", "wav2vec2"])

@@ -16,9 +16,9 @@ from pathlib import Path
 from PIL import Image, ImageEnhance
 
 from mlos.catalogue import catalogue
-from mlos.errors import RefusedError
+from mlos.errors import InvalidInputError, RefusedError
 from mlos.model import InferenceRequest, Manifest, Tensors
-from mlos.tasks import tasks_of
+from mlos.tasks import Tasks, tasks_of
 
 _HELD_BACK = 3
 """One in so many examples is held back."""
@@ -57,7 +57,7 @@ def examples(package: Path, manifest: Manifest) -> Examples:
         (InferenceRequest(image=b""), _pictures()),
         (InferenceRequest(audio=b""), _sounds()),
     ):
-        if tasks.choose(probe).accepts(probe):
+        if _accepted(tasks, probe):
             prepared = [tasks.choose(request).preprocess(request).inputs for request in requests]
             held_back = prepared[_HELD_BACK - 1 :: _HELD_BACK]
             seen = [each for number, each in enumerate(prepared, 1) if number % _HELD_BACK]
@@ -68,6 +68,13 @@ def examples(package: Path, manifest: Manifest) -> Examples:
         expected="a task that takes one of them",
         got=", ".join(manifest.tasks),
     )
+
+
+def _accepted(tasks: Tasks, probe: InferenceRequest) -> bool:
+    try:
+        return tasks.choose(probe).accepts(probe)
+    except InvalidInputError:  # of a model that takes named tensors and nothing else
+        return False
 
 
 def _texts(manifest: Manifest) -> Iterator[InferenceRequest]:
