@@ -4,24 +4,16 @@ BIN := .venv/bin
 export MLOS_RESULTS ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup e2e-test test test-packaging test-serving coverage test-slow soak lint types lock protocol clean
+.PHONY: help setup e2e-test test coverage test-slow soak lint types lock protocol clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 e2e-test: setup ## Package, serve and validate the default models; write the dashboard (SET=all, MODELS=bert,t5, WEIGHTS=small, TIER=release)
 	$(BIN)/mlos validate --set $(or $(SET),default) --models "$(MODELS)" --weights $(or $(WEIGHTS),auto) --tier $(or $(TIER),smoke) --results $(MLOS_RESULTS) --keep
 
-test: setup lint types ## Lint, types and the tests, in two halves side by side
-	@echo "Two halves of the tests side by side; each is shown when it has ended."
-	@$(MAKE) --no-print-directory --output-sync=target -j2 test-packaging test-serving
-
-# One half makes conversions, which its tests share; the other hardly any.
-test-packaging: ## The tests that package models
-	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15 tests/axon tests/acceptance
-
-test-serving: ## All other tests
-	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15 --ignore tests/axon --ignore tests/acceptance
+test: setup lint types ## Lint, types and the tests
+	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15
 
 coverage: setup ## The tests again, and how much of the code they run, child processes included (takes twice as long)
 	@rm -rf .cache/coverage && mkdir -p .cache/coverage
