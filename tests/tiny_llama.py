@@ -16,7 +16,7 @@ import msgspec
 from mlos.axon.seeding import seed
 from mlos.catalogue import catalogue
 from mlos.console import Console, OutputFormat, ProgressMode
-from mlos.model import Artifact
+from mlos.model import Artifact, Manifest
 from mlos.parity import GoldenRecord
 
 
@@ -28,6 +28,21 @@ class TinyLlama:
     folder: Path
     artifacts: Mapping[str, Artifact]
     golden: GoldenRecord
+
+    @staticmethod
+    def manifest(artifact: Artifact) -> Manifest:
+        """What a package of it says that holds ``artifact``."""
+        return Manifest(
+            name="tinyllama",
+            reference="seeded/tiny/tinyllama",
+            commit="0",
+            weights="seeded",
+            source_format="safetensors",
+            tasks=("chat", "text-generation"),
+            artifact=artifact,
+            golden="golden",
+            files=(),
+        )
 
 
 @cache

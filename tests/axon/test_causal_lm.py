@@ -20,7 +20,7 @@ from mlos.axon.convert.gguf_files import write_gguf
 from mlos.axon.prove_child import answer as prove
 from mlos.catalogue import catalogue
 from mlos.errors import InvalidInputError, MissingExtraError, ParityError, RefusedError
-from mlos.model import Artifact, Manifest
+from mlos.model import Artifact
 from mlos.parity import tolerance_of
 
 PRECISIONS = ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M")
@@ -31,22 +31,8 @@ def llama() -> TinyLlama:
     return tiny_llama()
 
 
-def manifest(artifact: Artifact) -> Manifest:
-    return Manifest(
-        name="tinyllama",
-        reference="seeded/tiny/tinyllama",
-        commit="0",
-        weights="seeded",
-        source_format="safetensors",
-        tasks=("chat", "text-generation"),
-        artifact=artifact,
-        golden="golden",
-        files=(),
-    )
-
-
 def proven(folder: Path, artifact: Artifact) -> float | None:
-    (measure,) = prove(folder, manifest(artifact), tolerance_of(artifact, "fp32"), 2, lambda _: None)
+    (measure,) = prove(folder, TinyLlama.manifest(artifact), tolerance_of(artifact, "fp32"), 2, lambda _: None)
     assert measure.passed
     return measure.kl_divergence
 

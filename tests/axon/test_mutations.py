@@ -22,7 +22,7 @@ from tests.tiny_llama import TinyLlama, tiny_llama
 from mlos.axon import llama_cpp_source
 from mlos.axon.prove_child import answer
 from mlos.errors import ParityError
-from mlos.model import Artifact, Manifest
+from mlos.model import Artifact
 from mlos.parity import tolerance_of
 
 Arrays = dict[str, NDArray[Any]]
@@ -66,6 +66,14 @@ def refused(candidate: Candidate, graph: str, changed: Arrays) -> None:
     candidate.change(graph, changed)
     with pytest.raises(ParityError):
         candidate.prove()
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+def test_written_again_unchanged_it_passes(small: Small, tmp_path: Path, subject: Subject) -> None:
+    """So that what fails below fails by what was broken, and not by how it was written."""
+    candidate = small.candidate(subject.model, tmp_path / "candidate")
+    candidate.change(subject.graph, {})
+    assert all(measure.passed for measure in candidate.prove())
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
@@ -125,18 +133,7 @@ class TestGguf:
         reader = llama_cpp_source.gguf().GGUFReader(path, "r+")
         edit(reader)
         reader.data.flush()
-        draft = Manifest(
-            name="tinyllama",
-            reference="seeded/tiny/tinyllama",
-            commit="0",
-            weights="seeded",
-            source_format="safetensors",
-            tasks=("chat", "text-generation"),
-            artifact=artifact,
-            golden="golden",
-            files=(),
-        )
-        (measure,) = answer(folder, draft, tolerance_of(artifact, "fp32"), 2, lambda _: None)
+        (measure,) = answer(folder, llama.manifest(artifact), tolerance_of(artifact, "fp32"), 2, lambda _: None)
         assert measure.passed
 
     @staticmethod

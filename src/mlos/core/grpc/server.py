@@ -49,10 +49,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes + _ENVELOPE_BYTES),
-                (
-                    "grpc.so_reuseport",
-                    0,
-                ),  # else a second server would share the port instead of being refused it
+                # Else a second server would share the port instead of being refused it.
+                ("grpc.so_reuseport", 0),
             ]
         )
         for name, service in ((INFERENCE, Inferring(plane, messages)), (HEALTH, Health(plane, messages))):
