@@ -231,8 +231,6 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(client: triton.Inf
     assert told == [(number, number) for number in range(100) if number != 50]
 
 
-# Once in some fifteen runs nothing more came for a minute. Until that is understood, not a test of each change.
-@pytest.mark.slow
 def test_a_text_comes_in_parts(counter: Server) -> None:
     with triton.InferenceServerClient(address(counter)) as client:
 

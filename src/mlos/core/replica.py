@@ -28,6 +28,7 @@ import msgspec
 from mlos.accel.userspace import UserspaceFront
 from mlos.core.chosen import Chooser, Served
 from mlos.core.log import fields
+from mlos.core.spawned import Spawned
 from mlos.core.statistics import Statistics
 from mlos.core.worker_protocol import Orders, Report
 from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
@@ -93,7 +94,7 @@ class Replica:
         self.channel = UserspaceFront(self._broken)
         self._store = store
         self._lives: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Spawned | None = None
         self._ended_for: str | None = None
         self._ready_since = 0.0
         self._again_at = 0.0
@@ -229,8 +230,6 @@ class Replica:
             ended = f"could not be started: {error.strerror}"
             self.channel.disconnect(UnavailableError(ended))
             return ended
-        assert process.stdout is not None
-        assert process.stderr is not None
         self._tail.clear()
         listening = asyncio.create_task(self._listen(process.stderr))
         dead = asyncio.create_task(process.wait())
@@ -249,26 +248,9 @@ class Replica:
             await self._bid_farewell(process, dead)
             listening.cancel()
 
-    async def _spawn(self, served: Served, started: float) -> asyncio.subprocess.Process:
+    async def _spawn(self, served: Served, started: float) -> Spawned:
         descriptor = self.channel.connect()
         choice = served.choice
-        try:
-            process = await asyncio.create_subprocess_exec(
-                # -P: no file of the working folder can pass for a module.
-                *(sys.executable, "-P", "-m", "mlos.core.worker"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(descriptor,),
-                env={
-                    **environment(served.package.folder),
-                    # No thread may start before the sandbox holds, and the engine's threads are all there are.
-                    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
-                },
-                limit=_LONGEST_LINE,
-            )
-        finally:
-            os.close(descriptor)
         orders = Orders(
             parent=os.getpid(),
             channel=descriptor,
@@ -283,9 +265,21 @@ class Replica:
             most=choice.batching.most if choice.batching is not None else 1,
             longest=choice.batching.longest if choice.batching is not None else None,
         )
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(orders) + b"\n")
-        return process
+        try:
+            return await Spawned.start(
+                # -P: no file of the working folder can pass for a module.
+                (sys.executable, "-P", "-m", "mlos.core.worker"),
+                message=msgspec.json.encode(orders) + b"\n",
+                pass_fds=(descriptor,),
+                env={
+                    **environment(served.package.folder),
+                    # No thread may start before the sandbox holds, and the engine's threads are all there are.
+                    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
+                },
+                limit=_LONGEST_LINE,
+            )
+        finally:
+            os.close(descriptor)
 
     async def _first_word(self, stream: asyncio.StreamReader) -> Report | None:
         """What the worker reports once it has loaded; nothing if it died before."""
@@ -327,7 +321,7 @@ class Replica:
         if report.note is not None:
             _log.warning(report.note, extra=fields(**self._identity()))
 
-    async def _bid_farewell(self, process: asyncio.subprocess.Process, dead: asyncio.Task[int]) -> None:
+    async def _bid_farewell(self, process: Spawned, dead: asyncio.Task[int]) -> None:
         """Hang up, which ends a worker that is well; end one that is not."""
         name = self.package.name
         self.channel.disconnect(
@@ -339,9 +333,9 @@ class Replica:
         if self._ended_for is None:
             await asyncio.wait({dead}, timeout=_GOODBYE_SECONDS)
         if not dead.done():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             await dead
+        process.close()
         self._process = None
 
     def _broken(self, reason: str) -> None:

@@ -1,0 +1,104 @@
+"""A child process under the event loop, started as ``vfork`` does it.
+
+The event loop's own way forks, and runs Python in the child before it becomes another program. In a process
+with threads that are not Python's, such as gRPC's, that child dies or hangs now and then, for a lock that one
+of them held; and one that hangs halts the loop, which waits for it. :class:`subprocess.Popen` runs nothing
+between the two. Its few milliseconds are spent in the loop's own thread: Linux ends a child that has asked to
+end with its parent when the thread that started it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, Self
+
+
+class Spawned:
+    """A running child; ``stdout`` and ``stderr`` are read line by line, lines of up to ``limit`` bytes."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._transports: list[asyncio.ReadTransport] = []
+        self._descriptor = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._descriptor, self._reap)
+        self.stdout: asyncio.StreamReader
+        self.stderr: asyncio.StreamReader
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        *,
+        message: bytes,
+        pass_fds: Sequence[int],
+        env: Mapping[str, str],
+        limit: int,
+    ) -> Self:
+        """Start ``command``, which finds ``message``, and then the end, on its stdin.
+
+        Raises:
+            OSError: there are no more processes or descriptors, or there is no such program.
+        """
+        process = subprocess.Popen(  # noqa: S603 (the caller's own command)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
+            env=env,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            self = cls(process)
+            with process.stdin, contextlib.suppress(BrokenPipeError):  # it is gone, which its end will tell
+                os.write(process.stdin.fileno(), message)  # fits into an empty pipe
+            self.stdout = await self._reader(process.stdout, limit)
+            self.stderr = await self._reader(process.stderr, limit)
+        except BaseException:
+            process.kill()
+            raise
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, as :mod:`subprocess` tells it; None while it runs."""
+        return self._ended.result() if self._ended.done() else None
+
+    def kill(self) -> None:
+        """End it now; nothing if it has ended."""
+        self._process.kill()
+
+    async def wait(self) -> int:
+        """Its return code, once it has ended."""
+        return await asyncio.shield(self._ended)
+
+    def close(self) -> None:
+        """Read no more of what it writes."""
+        for transport in self._transports:
+            transport.close()
+
+    async def _reader(self, stream: IO[bytes], limit: int) -> asyncio.StreamReader:
+        reader = asyncio.StreamReader(limit, self._loop)
+        transport, _ = await self._loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader, loop=self._loop), stream
+        )
+        self._transports.append(transport)
+        return reader
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        self._ended.set_result(self._process.wait())
