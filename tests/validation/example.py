@@ -7,12 +7,25 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mlos.host.environment import Environment
 from mlos.model import ParityMeasure
-from mlos.validation.results import CaseParity, Gate, Install, Load, Parity, ResultCheck, Row, Run, Status
+from mlos.tune import Candidate, Ratio, Trial, Tuning
+from mlos.validation.results import (
+    CaseParity,
+    Gate,
+    Install,
+    Load,
+    Parity,
+    ResultCheck,
+    Row,
+    Run,
+    Serving,
+    Status,
+)
 from mlos.validation.tiers import Tier, claims_numbers
 from mlos.validation.timing import Generation, Latency, Window
 
-_HOST = {
+_HOST: dict[str, Any] = {
     "cpu": "An Example Processor 9004",
     "id": "3f9c2d71e05b",
     "cores": 2,
@@ -68,6 +81,7 @@ class _Maker:
         cases = ("short", "masked", "padded")
         return Row(
             **self._facts(name, "nlp", f"google/{name}", tasks, weights, 4 * parameters, cached),
+            serving=_tuned(name) if name == "bert" else _untuned(name),
             status="passed",
             gates=_gates("passed"),
             parity=_parity(
@@ -181,7 +195,7 @@ class _Maker:
             "family": family,
             "requested": f"seeded/{path}",
             "reference": reference,
-            "digest": f"{name.encode().hex() * 8:.64}",
+            "digest": _digest(name),
             "weights": weights,
             "weights_reason": "seeded: the hub does not answer",
             "licence": "apache-2.0",
@@ -342,3 +356,89 @@ def _parity(
             for place, case in enumerate(cases)
         ),
     )
+
+
+def _untuned(name: str) -> Serving:
+    chosen = f"the default engine: not tuned on this host (axon tune {name})"
+    return Serving(
+        engine="onnxruntime", precision="fp32", threads=2, digest=_digest(name), batch=1, chosen=chosen
+    )
+
+
+def _tuned(name: str) -> Serving:
+    """As `axon tune --precision auto` leaves it: one candidate is the fastest, one was refused."""
+
+    def candidate(engine: str, precision: str, threads: int, digest: str = _digest(name)) -> Candidate:
+        return Candidate(digest=digest, engine=engine, precision=precision, threads=threads)
+
+    def trial(tried: Candidate, verdict: Any, *ratio: float) -> Trial:
+        found = Ratio(ratio=ratio[0], low=ratio[1], high=ratio[2], n=20, floor=0.012)
+        return Trial(candidate=tried, verdict=verdict, reason=verdict, tolerance=tried.precision, ratio=found)
+
+    fastest = candidate("openvino", "bf16", 2)
+    why = "logits: cosine 0.9721 is below 0.98 (int8) in case 'padded'"
+    tuning = Tuning(
+        model=name,
+        digest=_digest(name),
+        precision="auto",
+        tuned_at=datetime(2026, 2, 27, 9, 12, tzinfo=UTC),
+        mlos="0.1.0",
+        engines={"onnxruntime": "1.32.0", "openvino": "2026.4.1"},
+        host=_environment(),
+        seed=7,
+        trials=(
+            trial(candidate("onnxruntime", "fp32", 2), "default", 1.001, 0.993, 1.008),
+            trial(candidate("onnxruntime", "fp32", 1), "slower", 1.84, 1.81, 1.87),
+            trial(candidate("openvino", "fp32", 2), "faster", 0.91, 0.897, 0.924),
+            trial(fastest, "faster", 0.452, 0.446, 0.459),
+            Trial(
+                candidate=candidate("onnxruntime", "int8", 2, "a" * 64),
+                verdict="refused",
+                reason=why,
+                tolerance="int8",
+            ),
+        ),
+    )
+    chosen = (
+        "tuned on this host at 2026-02-27 09:12 UTC: openvino bf16, 2 threads takes 0.452 [0.446, 0.459] of "
+        "the time of onnxruntime fp32, 2 threads, parity bf16 passed"
+    )
+    return Serving(
+        **fastest.model_dump(include={"engine", "precision", "threads", "digest"}),
+        batch=4,
+        chosen=chosen,
+        tuning=tuning,
+    )
+
+
+def _environment() -> Environment:
+    unknown = dict.fromkeys(
+        (
+            "microcode",
+            "governor",
+            "smt",
+            "numa_nodes",
+            "thp",
+            "os",
+            "cgroup_cpus",
+            "cgroup_memory_bytes",
+            "boot_id",
+        )
+    )
+    return Environment(
+        **unknown,
+        cpu=_HOST["cpu"],
+        flags=tuple(_HOST["flags"]),
+        physical_cores=2,
+        logical_cores=2,
+        kernel=_HOST["kernel"],
+        machine="x86_64",
+        memory_bytes=_HOST["memory_bytes"],
+        gpus=(),
+        python="3.11.7",
+        versions={},
+    )
+
+
+def _digest(name: str) -> str:
+    return f"{name.encode().hex() * 8:.64}"

@@ -100,3 +100,14 @@ def test_measured_numbers_keep_three_digits(value: float | None, shown: str) -> 
 @pytest.mark.parametrize(("seconds", "shown"), [(2.345, "2.35 s"), (190, "3 min 10 s"), (7300, "2 h 1 min")])
 def test_times_are_written_for_people(seconds: float, shown: str) -> None:
     assert drawing.lasted(seconds) == shown
+
+
+def test_candidates_stand_in_order_around_the_default() -> None:
+    bert = example.run().rows[0]
+    assert bert.serving is not None
+    assert bert.serving.tuning is not None
+    rows, one = drawing.comparisons(bert.serving.tuning)
+    assert [row.trial.verdict for row in rows] == ["faster", "faster", "default", "slower"]
+    assert all(row.low <= row.place <= row.high for row in rows)
+    assert rows[1].high < one < rows[3].low
+    assert rows[2].low < one < rows[2].high

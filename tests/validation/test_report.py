@@ -151,3 +151,11 @@ def test_sixty_models_are_drawn_and_stay_a_page() -> None:
     html = report.render([run.model_copy(update={"rows": rows})])
     assert html.count('<tr role="row" data-model=') == 63
     assert len(html) < 6_000_000
+
+
+def test_the_page_says_what_computed_a_model_and_what_else_was_tried() -> None:
+    html = report.render([example.run()])
+    assert "openvino, bf16, 2 threads, up to 4 waiting requests together" in html
+    assert "axon tune minilm" in html
+    assert "cosine 0.9721 is below 0.98" in html  # the candidate that was refused
+    assert html.count('class="name taken"') == 1

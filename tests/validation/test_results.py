@@ -46,8 +46,8 @@ def test_numbers_that_the_samples_do_not_say_are_refused(run: Run) -> None:
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(run: Run) -> None:
-    data = json.loads(run.to_json()) | {"schema_version": 3}
-    with pytest.raises(RefusedError, match="schema 3") as refused:
+    data = json.loads(run.to_json()) | {"schema_version": 4}
+    with pytest.raises(RefusedError, match="schema 4") as refused:
         Run.parse(json.dumps(data).encode(), "result.json")
     assert "upgrade" in str(refused.value.hint)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mlos.tune import Trial, Tuning
 from mlos.validation import stats
 from mlos.validation.intervals import Interval
 from mlos.validation.results import Row
@@ -138,6 +139,33 @@ def cases(found: Latency | Generation, times: Sequence[float], axis: Histogram) 
         )
         for name, samples in found.by_case(times).items()
     ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's time over the default's on an axis of all; places are shares from 0 to 1."""
+
+    trial: Trial
+    variant: bool
+    place: float
+    low: float
+    high: float
+
+
+def comparisons(tuning: Tuning) -> tuple[list[Comparison], float]:
+    """The candidates that were timed, fastest first, and where the axis, which is logarithmic, has its 1."""
+    timed = [(trial, trial.ratio) for trial in tuning.trials if trial.ratio is not None]
+    ends = [1.0, *(end for _, ratio in timed for end in (ratio.low, ratio.high))]
+    low, high = min(ends) / 1.05, max(ends) * 1.05
+    made = [
+        Comparison(
+            trial,
+            trial.candidate.digest != tuning.digest,
+            *(_place(value, low, high, True) for value in (ratio.ratio, ratio.low, ratio.high)),
+        )
+        for trial, ratio in sorted(timed, key=lambda pair: pair[1].ratio)
+    ]
+    return made, _place(1.0, low, high, True)
 
 
 def stage_parts(latency: Latency) -> list[Part]:

@@ -134,6 +134,18 @@ class Server:
             raise UnavailableError("mlos_core does not list the model any more")
         return row
 
+    def served(self) -> dict[str, Any]:
+        """What it computes the model with, and why.
+
+        Raises:
+            UnavailableError: if the server does not say.
+        """
+        try:
+            told = httpx2.get(f"{self.url}/version", timeout=START_SECONDS, trust_env=False)
+            return dict(told.raise_for_status().json()["models"][0])
+        except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise UnavailableError(f"mlos_core does not say what it serves with: {error!r}") from error
+
     def stop(self) -> int:
         """Ask the server to drain and wait for its end; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -1,8 +1,8 @@
 """The result of a validation run: one versioned JSON file, from which every page and number is drawn.
 
 Times are in the unit their name says; raw samples are kept whole (:mod:`mlos.validation.timing`), so that
-anyone can compute anew. Schema 2 added families, intervals, generation, and the stages of loading; files of
-schema 1 are read as they are.
+anyone can compute anew. Schema 2 added families, intervals, generation, and the stages of loading; schema 3
+what a model was served with and why. Files of older schemas are read as they are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlos.errors import NotFoundError, RefusedError
 from mlos.model import ParityMeasure, Weights
 from mlos.parity import TOLERANCES, tolerance_named
+from mlos.tune import Tuning
 from mlos.validation.tiers import Tier
 from mlos.validation.timing import Generation, Latency
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
 
@@ -62,6 +63,22 @@ class Load(_Frozen):
     worker_seconds: float | None
     ready_seconds: float
     stages: dict[str, float] = {}
+
+
+class Serving(_Frozen):
+    """What the server computed the model with, and why; ``tuning`` is this host's record where there is one.
+
+    ``digest`` is that of the package that is computed, which may be a variant; up to ``batch`` requests are
+    computed together.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+    digest: str
+    batch: int
+    chosen: str
+    tuning: Tuning | None = None
 
 
 class CaseParity(_Frozen):
@@ -116,6 +133,7 @@ class Row(_Frozen):
     engine: str | None = None
     precision: str | None = None
     mode: str | None = None
+    serving: Serving | None = None
     status: Status
     reason: str | None = None
     gates: tuple[Gate, ...] = ()
@@ -136,7 +154,7 @@ class Row(_Frozen):
 class Run(_Frozen):
     """One run of ``mlos validate``."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     started: datetime
     finished: datetime

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from mlos.errors import AuthenticationError, HubError, MissingExtraError, MlosError, NoRoomError, ParityError
+from mlos.host.environment import record
 from mlos.model import Tensors
 from mlos.parity import (
     Case,
@@ -31,6 +32,7 @@ from mlos.parity import (
 )
 from mlos.parity.record import TENSORS
 from mlos.store import Package, Store
+from mlos.tune import load as load_tuning
 from mlos.validation import programs, results, traffic
 from mlos.validation.asking import Answer, ask
 from mlos.validation.plan import PlannedModel
@@ -56,7 +58,7 @@ def validate(planned: PlannedModel, terms: Terms) -> results.Row:
                 "load", lambda: running.enter_context(programs.serving(package.digest, *_room(package, terms)))
             )
         row.passed("load", f"ready after {server.ready_seconds:.1f} s")
-        _describe(row, server)
+        _describe(row, server, package, terms)
         url = f"{server.url}/v1/models/{quote(server.model['id'], safe='/@:')}/inference"
         client = running.enter_context(httpx2.Client(timeout=_REQUEST_SECONDS, trust_env=False))
         with step(f"{planned.name}: parity through HTTP"):
@@ -122,10 +124,14 @@ def _remove(package: Package, terms: Terms) -> None:
         terms.console.warn(f"{package.name} stays installed: {error.message}")
 
 
-def _describe(row: OpenRow, server: programs.Server) -> None:
-    model = server.model
+def _describe(row: OpenRow, server: programs.Server, package: Package, terms: Terms) -> None:
+    model, served = server.model, row.attempt("load", server.served)
     row.facts |= {
         "engine": model["engine"],
+        "serving": results.Serving(
+            **{name: served[name] for name in ("engine", "precision", "threads", "digest", "batch", "chosen")},
+            tuning=row.attempt("load", lambda: load_tuning(terms.settings.home, record().id, package.digest)),
+        ),
         "memory_bytes": model["memory_bytes"],
         "load": results.Load(
             worker_seconds=model["load_seconds"],
