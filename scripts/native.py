@@ -37,9 +37,11 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 )
-INCLUDED = "set(LLAMA_BUILD_COMMON OFF)\n"
-"""Read by CMake at the start of llama.cpp's own project: the bindings ask for the library of its command-line
-programs, which takes half of the build and which they do not load."""
+INCLUDED = "set(LLAMA_BUILD_COMMON OFF)\nadd_compile_options(-U__AMX_INT8__)\n"
+"""Read by CMake at the start of llama.cpp's own project. The bindings ask for the library of its command-line
+programs, which takes half of the build and which they do not load. And its kernels for AMX are left out: GCC 12
+takes ``_tile_loadconfig`` to read 8 of its 64 bytes and drops the stores to the others, so that the first
+product of matrices on a processor that has AMX ends the process."""
 VOCABULARIES = ("llama-spm", "llama-bpe", "gpt-2", "qwen2", "deepseek-coder")
 _RECIPE = 1
 """Raised when this file would make other wheels of the same source and flags."""
