@@ -18,6 +18,7 @@ from mlos.tasks import Prepared
 class Counted:
     text: str
     tokens: dict
+    finish_reason: str = "stop"
 
 
 class Counting:
