@@ -21,7 +21,7 @@ from tests.core.conftest import Server
         ({"inputs": {"x": [[1, 2, 3]]}, "outputs": ["q"]}, None, None, None),
         ({"inputs": {"x": [[1, 2, 3, 4]]}}, "inputs.x", "FP32 ['rows', 3]", "shape [1, 4]"),
         ({"inputs": {"x": [1, 2, 3]}}, "inputs.x", "FP32 ['rows', 3]", "shape [3]"),
-        ({"inputs": {"X": [[1, 2, 3]]}}, "inputs.X", "x", "X"),
+        ({"inputs": {"X": [[1, 2, 3]]}}, "inputs.x", None, None),
     ],
 )
 def test_what_is_wrong_is_named_with_what_was_expected(

@@ -45,7 +45,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return {
         "scenario": re.findall(r"Scenario : (\w+)", text),
         "valid": verdict is not None and verdict[1] == "VALID",
-        "percentiles_ms": {float(percentile): int(ns) / 1e6 for percentile, ns in latencies.items()},
+        "percentiles_ms": {percentile: int(ns) / 1e6 for percentile, ns in latencies.items()},
         "text": text,
     }
 
