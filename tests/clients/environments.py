@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+_FLAGS = ("--no-input", "--only-binary", ":all:", "--no-deps", "--no-compile", "--retries", "1")
+"""What is pinned is all of it: nothing is built, and nothing is resolved again."""
 _NO_NETWORK = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|is unreachable"
 )
@@ -45,22 +47,8 @@ def environment(name: str) -> Path:
 
 def _make(folder: Path, pinned: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
-    command: list[str | Path] = [
-        folder / "bin" / "python",
-        "-m",
-        "pip",
-        "install",
-        "--no-input",
-        "--only-binary",
-        ":all:",
-    ]
-    # What is pinned is all of it: nothing is resolved again.
-    done = subprocess.run(
-        [*command, "--only-binary", ":all:", "--no-deps", "--retries", "1", "-r", pinned],
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
+    command: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", *_FLAGS, "-r", pinned]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     if done.returncode:
         shutil.rmtree(folder)
         if _NO_NETWORK.search(done.stderr + done.stdout):
