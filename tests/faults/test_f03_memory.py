@@ -73,6 +73,7 @@ class Crowd:
 
     def __init__(self, server: Server) -> None:
         self._server, self._own, self._chance = server, threading.local(), random.Random(3)
+        self._connections: list[http.client.HTTPConnection] = []
         self._processes = {"server": server.process.pid, "worker": server.worker("embedder")}
 
     def ask(self, requests: int) -> Seen:
@@ -87,6 +88,8 @@ class Crowd:
                         seen.mixed += 1
                 seen.settled = seen.settled or self._memory()
             seen.ended = self._memory()
+        for connection in self._connections:
+            connection.close()
         return seen
 
     def _text(self) -> list[int]:
@@ -99,6 +102,7 @@ class Crowd:
             connection = self._own.connection = http.client.HTTPConnection(
                 "127.0.0.1", self._server.port, timeout=60
             )
+            self._connections.append(connection)
         body = json.dumps({"text": " ".join(WORDS[word] for word in text)})
         connection.request("POST", "/v1/models/embedder/inference", body)
         answer = connection.getresponse()
