@@ -165,6 +165,16 @@ def test_the_first_part_of_a_stream_is_timed_and_of_nothing_else(served: Server)
         assert total(after, count, **{label: "counter"}) - total(before, count, **{label: "counter"}) == 1
 
 
+def test_a_reason_that_nobody_knows_makes_no_series_of_its_own(served: Server) -> None:
+    for reason in ("divine", "x" * 1000):
+        assert served.infer("counter", {"prompt": "1", "parameters": {"finish": reason}}).status == 200
+    found = samples(served)
+    assert {each.labels["finish_reason"] for each in found if each.name == "mlos_generations_total"} <= {
+        *("stop", "length", "other")
+    }
+    assert total(found, "vllm:request_success_total", model_name="counter", finished_reason="other") == 2
+
+
 def test_what_runs_and_what_waits_is_told_under_every_name(served: Server) -> None:
     names = {
         "mlos_in_flight": 2,

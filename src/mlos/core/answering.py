@@ -132,6 +132,7 @@ class Model:
         timings = {stage: 1e3 * spent for stage, spent in seconds.items()}
         tokens = getattr(begun.computed, "tokens", dict(prepared.tokens))
         ended = getattr(begun.computed, "finish_reason", None)
+        ended = ended if isinstance(ended, str) else None
         return Answer(task.name, result, timings, tokens, named, begun.batch, ended)
 
 

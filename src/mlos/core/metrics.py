@@ -23,6 +23,7 @@ MODE = "userspace"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ("model", "version")
 _VARIANT = (*_MODEL, "engine", "precision", "mode")
+_FINISH_REASONS = ("stop", "length")
 _BUCKETS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -108,7 +109,8 @@ class Metrics:
         for kind, count in answer.tokens.items():
             self._tokens.labels(*labels, kind).inc(count)
         if answer.finish_reason is not None:
-            self._generations.labels(*labels, answer.finish_reason).inc()
+            known = answer.finish_reason in _FINISH_REASONS
+            self._generations.labels(*labels, answer.finish_reason if known else "other").inc()
 
     def began(self, replica: Replica, seconds: float) -> None:
         """Note how long a streamed answer's first part took."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -101,4 +101,4 @@ class Answer(msgspec.Struct, frozen=True):
     tokens: dict[str, int] = {}
     tensors: list[Tensor] | None = None
     batch: int = 1
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: str | None = None
