@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Sequence, Split, Whitespace
 
 from mlos.model import Artifact, DType, FileEntry, Manifest, ModelFormat, TensorSpec
 from mlos.store import InstallRecord, Package, Store
@@ -69,8 +69,8 @@ def slow(store: Store, name: str = "slow") -> Package:
     return install(store, name, nodes, [n, x], [y], constants)
 
 
-def embedder(store: Store, name: str = "embedder") -> Package:
-    """A text's embedding: the mean of rows of a table, by word."""
+def embedder(store: Store, name: str = "embedder", *, split: str | None = None) -> Package:
+    """A text's embedding: the mean of rows of a table, by word. ``split`` is where it is split first."""
     inputs = [_spec(name, "INT64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")]
     output = _spec("last_hidden_state", "FP32", ("batch", "sequence", WIDTH))
     table = np.random.default_rng(1).normal(size=(len(WORDS), WIDTH)).astype(np.float32)
@@ -81,7 +81,9 @@ def embedder(store: Store, name: str = "embedder") -> Package:
         helper.make_node("Mul", ["rows", "column"], ["last_hidden_state"]),
     ]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.pre_tokenizer = (
+        Whitespace() if split is None else Sequence([Split(Regex(split), "isolated"), Whitespace()])
+    )
     return install(
         store,
         name,

@@ -18,6 +18,7 @@ from mlos.tasks import Prepared
 class Counted:
     text: str
     tokens: dict
+    finish_reason: str = "stop"
 
 
 class Counting:
@@ -43,7 +44,7 @@ class Counting:
             stream.emit({"text": f"{number} "})
             text += f"{number} "
             time.sleep(parameters.get("pause", 0))
-        return Counted(text, {"prompt": 1, "completion": upto})
+        return Counted(text, {"prompt": 1, "completion": upto}, parameters.get("finish", "stop"))
 
     def postprocess(self, prepared, computed):
         return {"text": computed.text, "finish_reason": "stop"}

@@ -108,6 +108,12 @@ def test_requests_that_wait_are_computed_together_and_answered_as_alone(
     assert count == 46
     assert single < count
     assert server.metric("mlos_batch_size_bucket", model="bert", le="4.0") == count
+    # So many runs of the engine, told in three ways.
+    executions = server.metric("mlos_executions_total", model="bert")
+    assert 46 / 4 <= executions < 46
+    assert server.metric("nv_inference_exec_count", model="bert") == executions
+    (told,) = server.get("/v2/models/bert/stats").json["model_stats"]
+    assert (told["inference_count"], told["execution_count"]) == (46, round(executions))
     timings = answers[0].json["timings_ms"]
     assert set(timings) == {"queue", "preprocess", "copy_in", "compute", "copy_out", "postprocess"}
     assert min(timings.values()) >= 0

@@ -131,7 +131,9 @@ class Model:
         seconds["wait"] += postprocessing - begun.finished
         timings = {stage: 1e3 * spent for stage, spent in seconds.items()}
         tokens = getattr(begun.computed, "tokens", dict(prepared.tokens))
-        return Answer(task.name, result, timings, tokens, named, begun.batch)
+        ended = getattr(begun.computed, "finish_reason", None)
+        ended = ended if isinstance(ended, str) else None
+        return Answer(task.name, result, timings, tokens, named, begun.batch, ended)
 
 
 def labels_of(manifest: Manifest) -> dict[int, list[str]]:

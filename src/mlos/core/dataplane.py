@@ -72,10 +72,6 @@ class _Counted:
 
     replica: Replica | None = None
 
-    @property
-    def model(self) -> str:
-        return self.replica.package.name if self.replica is not None else ""
-
 
 class DataPlane:
     """What all protocol shells of a server call."""
@@ -134,7 +130,11 @@ class DataPlane:
             replica = counted.replica = self._admitted(model)
             ticket = self._submit(replica, request, arrived, urgency)
             try:
+                first = True
                 async for part in ticket.parts():
+                    if first:
+                        self.metrics.began(replica, time.monotonic() - arrived)
+                        first = False
                     yield self._part(replica, part)
                 outcome = await ticket.outcome
             except BaseException:  # whatever it is: nobody waits any more
@@ -161,7 +161,7 @@ class DataPlane:
         finally:
             self.in_flight -= 1
             self.metrics.in_flight.dec()
-            self.metrics.counted(counted.model, code)
+            self.metrics.counted(counted.replica, code)
             if counted.replica is not None and code != 200:
                 counted.replica.statistics.failed(time.monotonic() - begun)
 
@@ -223,7 +223,7 @@ class DataPlane:
         replica.served((outcome.finished - outcome.sent) / answer.batch)
         seconds = outcome.received - outcome.submitted
         self.metrics.answered(replica, seconds, timings, answer)
-        replica.statistics.succeeded(seconds, timings)
+        replica.statistics.succeeded(seconds, timings, answer.batch)
         package, report, served = replica.package, replica.report, replica.served_as
         return Inference(
             model=package.name,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import psutil  # type: ignore[import-untyped]  # it ships no types
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mlos import __version__
+from mlos.core import metric_aliases
 from mlos.core.replica import Replica, State
 from mlos.core.supervisor import Supervisor
 from mlos.core.worker_protocol import Answer
@@ -21,6 +23,7 @@ MODE = "userspace"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ("model", "version")
 _VARIANT = (*_MODEL, "engine", "precision", "mode")
+_FINISH_REASONS = ("stop", "length")
 _BUCKETS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -49,7 +52,7 @@ class Metrics:
         self._codes = Counter(
             "mlos_requests",
             "Requests by HTTP status; 499 is a client that left",
-            ("model", "code"),
+            (*_MODEL, "code"),
             registry=self.registry,
         )
         self._tokens = Counter(
@@ -65,6 +68,25 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32),
             registry=self.registry,
         )
+        self._executions = Counter(
+            "mlos_executions",
+            "Runs of the engine; a request that was computed together with others counts as its part of one",
+            _VARIANT,
+            registry=self.registry,
+        )
+        self._generations = Counter(
+            "mlos_generations",
+            "Answers of language models, by why they ended",
+            (*_VARIANT, "finish_reason"),
+            registry=self.registry,
+        )
+        self._first_parts = Histogram(
+            "mlos_time_to_first_token_seconds",
+            "Time from a streamed request's arrival to the first part of its answer",
+            _VARIANT,
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge("mlos_in_flight", "Requests in the data plane", registry=self.registry)
         self.dropped_log_lines = Gauge(
             "mlos_log_lines_dropped", "Log lines lost because nobody took them", registry=self.registry
@@ -73,26 +95,34 @@ class Metrics:
             __version__
         ).set(1)
         self.registry.register(_Replicas(supervisor))
+        for name, help_text, read in _HOST:
+            Gauge(name, help_text, registry=self.registry).set_function(read)
 
     def answered(self, replica: Replica, seconds: float, timings_ms: dict[str, float], answer: Answer) -> None:
         """Count an answered request, its stages, its tokens and how many were computed with it."""
-        package, report = replica.package, replica.report
-        engine, precision = (report.engine, report.precision) if report is not None else ("", "")
-        labels = (package.name, package.digest[:12], engine, precision, MODE)
+        labels = _variant(replica)
         self._batches.labels(*labels).observe(answer.batch)
+        self._executions.labels(*labels).inc(1 / answer.batch)
         self._requests.labels(*labels).observe(seconds)
         for stage, milliseconds in timings_ms.items():
             self._stages.labels(*labels, stage).observe(milliseconds / 1e3)
         for kind, count in answer.tokens.items():
             self._tokens.labels(*labels, kind).inc(count)
+        if answer.finish_reason is not None:
+            known = answer.finish_reason in _FINISH_REASONS
+            self._generations.labels(*labels, answer.finish_reason if known else "other").inc()
 
-    def counted(self, model: str, code: int) -> None:
-        """Count a request by the status it was answered with."""
-        self._codes.labels(model, str(code)).inc()
+    def began(self, replica: Replica, seconds: float) -> None:
+        """Note how long a streamed answer's first part took."""
+        self._first_parts.labels(*_variant(replica)).observe(seconds)
+
+    def counted(self, replica: Replica | None, code: int) -> None:
+        """Count a request by the status it was answered with; without a replica it was for no model of ours."""
+        self._codes.labels(*(_labels(replica) if replica is not None else ("", "")), str(code)).inc()
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus's text format."""
-        return generate_latest(self.registry)
+        """All of it in Prometheus's text format, and again under the names that other servers use."""
+        return metric_aliases.exposition(list(self.registry.collect()))
 
 
 class _Replicas(Collector):
@@ -124,12 +154,23 @@ class _Replicas(Collector):
             )
         yield restarts
         yield info
+        installs = GaugeMetricFamily(
+            "mlos_install_seconds", "What each stage of the model's install took", labels=(*_MODEL, "stage")
+        )
+        for replica in replicas:
+            for stage, seconds in replica.package.record.seconds.items():
+                installs.add_metric((*_labels(replica), stage), seconds)
+        yield installs
         for name, help_text, value in _GAUGES:
             family = GaugeMetricFamily(name, help_text, labels=_MODEL)
             for replica in replicas:
                 if (known := value(replica)) is not None:
                     family.add_metric(_labels(replica), known)
             yield family
+
+
+def _cpu_share() -> float:
+    return float(psutil.cpu_percent()) / 100
 
 
 _GAUGES: tuple[tuple[str, str, Callable[[Replica], float | None]], ...] = (
@@ -144,6 +185,18 @@ _GAUGES: tuple[tuple[str, str, Callable[[Replica], float | None]], ...] = (
     ),
     ("mlos_model_ready", "Whether the worker is ready", lambda replica: replica.state is State.READY),
 )
+
+_HOST: tuple[tuple[str, str, Callable[[], float]], ...] = (
+    ("mlos_host_cpu_utilization", "Share of the host's processors in use since the last scrape", _cpu_share),
+    ("mlos_host_memory_total_bytes", "Memory of the host", lambda: psutil.virtual_memory().total),
+    ("mlos_host_memory_used_bytes", "Memory of the host in use", lambda: psutil.virtual_memory().used),
+)
+
+
+def _variant(replica: Replica) -> tuple[str, str, str, str, str]:
+    report = replica.report
+    engine, precision = (report.engine, report.precision) if report is not None else ("", "")
+    return (*_labels(replica), engine, precision, MODE)
 
 
 def _labels(replica: Replica) -> tuple[str, str]:

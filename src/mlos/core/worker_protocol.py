@@ -91,7 +91,8 @@ class Answer(msgspec.Struct, frozen=True):
     """The body of a completed inference. ``result`` is JSON; times are in milliseconds.
 
     ``tokens`` counts those read and written, by what they were: ``prompt``, ``completion``. What was asked with
-    tensors has ``tensors`` in place of a result. ``batch`` says how many requests were computed together.
+    tensors has ``tensors`` in place of a result. ``batch`` says how many requests were computed together,
+    ``finish_reason`` why a text that was written ended.
     """
 
     task: str
@@ -100,3 +101,4 @@ class Answer(msgspec.Struct, frozen=True):
     tokens: dict[str, int] = {}
     tensors: list[Tensor] | None = None
     batch: int = 1
+    finish_reason: str | None = None

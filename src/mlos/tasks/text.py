@@ -8,7 +8,7 @@ texts are padded to the longest of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from mlos.errors import PayloadTooLargeError, RefusedError
+from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import Manifest, TensorSpec
 from mlos.tasks.prepared import Padding, inputs_of
 
@@ -76,16 +76,17 @@ class TextEncoder:
 
         Raises:
             PayloadTooLargeError: if that is over :data:`MAX_TOKENS` in all.
+            InvalidInputError: if the tokenizer gives a text up.
         """
-        return self.tensors(self._checked(self.tokenizer.encode_batch_fast(list(texts))))
+        return self.tensors(self._checked(self.tokenizer.encode_batch_fast, texts))
 
     def encodings(self, texts: Sequence[str]) -> Sequence[Encoding]:
         """What the tokenizer says of ``texts``, with the characters that each token stands for.
 
         Raises:
-            PayloadTooLargeError: as :meth:`encode` does.
+            MlosError: as :meth:`encode` does.
         """
-        return self._checked(self.tokenizer.encode_batch(list(texts)))
+        return self._checked(self.tokenizer.encode_batch, texts)
 
     def tensors(self, encodings: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
         """The model's inputs of what the tokenizer said."""
@@ -107,8 +108,21 @@ class TextEncoder:
         return text
 
     @staticmethod
-    def _checked(encodings: Sequence[Encoding]) -> Sequence[Encoding]:
-        """``encodings``, if they are not too many tokens together."""
+    def _checked(encode: Callable[[list[str]], Sequence[Encoding]], texts: Sequence[str]) -> Sequence[Encoding]:
+        """What ``encode`` makes of ``texts``, if they are not too many tokens together."""
+        try:
+            encodings = encode(list(texts))
+        except BaseException as error:
+            # A panic of the library is no Exception, and it would end the worker. It panics where a regular
+            # expression of the package tries too long to match a text.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InvalidInputError(
+                f"the model's tokenizer gave the text up: {error}",
+                field="text",
+                expected="a text that the tokenizer's regular expressions can read",
+                hint="send another text, or shorter ones",
+            ) from None
         tokens = len(encodings) * len(encodings[0].ids)
         if tokens > MAX_TOKENS:
             raise PayloadTooLargeError(

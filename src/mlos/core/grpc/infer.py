@@ -65,8 +65,11 @@ def response_of(messages: Messages, head: dict[str, str], tensors: Sequence[Tens
 def _given(tensor: Any, raw: bytes | None) -> Given:
     name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
     count = check_form(name, datatype, shape)
-    if tensor.parameters:
-        parameter = next(iter(tensor.parameters))[:100]
+    parameters = parameters_of(tensor.parameters)
+    if raw is not None and parameters.get("binary_data_size") == len(raw):
+        del parameters["binary_data_size"]  # KServe's client says over gRPC too what REST alone has to know
+    if parameters:
+        parameter = next(iter(parameters))[:100]
         raise InvalidInputError(
             f"input tensor '{name[:100]}': parameter {parameter!r} is unknown",
             field=f"inputs.{name[:100]}.parameters.{parameter}",

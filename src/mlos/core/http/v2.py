@@ -61,12 +61,13 @@ class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class InferRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """An inference request."""
+    """An inference request. ``model_name`` is what KServe's client adds; the address says which model it is."""
 
     inputs: list[InputTensor]
     id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[RequestedOutput] | None = None
+    model_name: str | None = None
 
 
 class IndexRequest(msgspec.Struct, frozen=True):

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.host.conftest import CHILDREN
 
 from mlos.errors import NotFoundError
 from mlos.host import landlock
 from mlos.host.sandbox import Policy, confine
-
-CHILDREN = Path(__file__).parent / "children"
 
 
 @pytest.fixture
