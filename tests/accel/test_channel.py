@@ -270,6 +270,32 @@ def test_what_met_a_standing_claim_and_was_cancelled_is_never_started(backend: B
     run(main())
 
 
+def test_what_met_a_standing_claim_is_given_back_when_it_is_cancelled_though_nothing_is_claimed(
+    backend: Backend,
+) -> None:
+    """A worker without a place for it may not claim again for long; the front must not take it for hung."""
+
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        running = front.submit("running", deadline=soon())
+        (job,) = await asyncio.to_thread(worker.claim)
+        assert worker.claim(wait=False) == []
+        await asyncio.sleep(0.05)
+        given_up = front.submit("given up", deadline=soon())
+        assert front.claimed == 2
+        front.cancel(given_up)
+        while front.claimed == 2:
+            assert not worker.cancelled(job)
+            await asyncio.sleep(0.002)
+        worker.complete(job, job.body)
+        assert (await running.outcome).body == "running"
+        front.close(GONE)
+        worker.close()
+
+    run(main())
+
+
 def test_what_a_standing_claim_brought_to_a_worker_that_died_is_lost_and_no_more(backend: Backend) -> None:
     async def main() -> None:
         front = backend[0](unbroken)

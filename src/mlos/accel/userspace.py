@@ -383,6 +383,9 @@ class UserspaceWorker:
         if isinstance(message, Cancel):
             if message.id in self._open:
                 self._cancelled.add(message.id)
+            for job in [job for job in self._backlog if job.id == message.id]:  # at once, if it was not begun
+                self._backlog.remove(job)
+                self.complete(job, DeadlineError("cancelled or expired before it was started"))
             return
         if self._claiming == 1:  # of a claim of one nothing more is said
             self._claiming = 0
