@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import shutil
 import tempfile
 import warnings
@@ -12,12 +13,33 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from mlos.axon.seeding import seed
 from mlos.catalogue import catalogue
 from mlos.console import Console, OutputFormat, ProgressMode
+from mlos.engines import LanguageModel, Sampling
 from mlos.model import Artifact, Manifest
 from mlos.parity import GoldenRecord
+
+
+def alone(engine: LanguageModel, prompt: list[int], count: int, sampling: Sampling | None = None) -> list[int]:
+    """What the engine writes after ``prompt`` when it writes nothing else."""
+    tokens = engine.generate(prompt, sampling or Sampling(), lambda: None)
+    found = list(itertools.islice(tokens, count))
+    tokens.close()
+    return found
+
+
+def clear(engine: LanguageModel, prompt: list[int], count: int, margin: float) -> list[int]:
+    """The greedy tokens after ``prompt``, up to the first that leads by less than ``margin``.
+
+    Of two logits that lie closer together the last bits may decide which is the larger.
+    """
+    tokens = alone(engine, prompt, count)
+    logits = engine.run({"input_ids": np.array([[*prompt, *tokens]])})["logits"][0, len(prompt) - 1 : -1]
+    best = np.sort(logits, axis=1)[:, -2:]
+    return tokens[: len(list(itertools.takewhile(lambda pair: pair[1] - pair[0] > margin, best)))]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ class Settings(BaseSettings):
         description="Precision that models packaged in fp32 are served in: fp32 stays equal to the framework, "
         "auto takes the fastest that was tuned and proved, the others force one.",
     )
+    sequences: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Generations that a language model's worker continues together; 1 writes one by one.",
+    )
     request_timeout: float = Field(
         default=60.0, gt=0, description="Seconds from a request's arrival to its deadline."
     )

@@ -180,6 +180,153 @@ def test_a_claim_takes_what_waits_and_nothing_that_comes_later(backend: Backend)
     run(main())
 
 
+def looked(worker: WorkerChannel, limit: int = 1) -> list[Job]:
+    """What a worker finds that looks in until there is something."""
+    until = soon()
+    while not (jobs := worker.claim(limit, wait=False)):
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    return jobs
+
+
+def test_a_worker_that_computes_looks_for_more_without_waiting(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        assert worker.claim(wait=False) == []  # nothing yet, and it comes back
+        first = front.submit("first", deadline=soon())
+        (job,) = await asyncio.to_thread(looked, worker)
+        assert worker.claim(wait=False) == []
+        later = front.submit("later", deadline=soon())
+        (other,) = await asyncio.to_thread(looked, worker)
+        assert (job.body, other.body) == ("first", "later")
+        worker.complete(other, 2)  # in whatever order it likes
+        worker.complete(job, 1)
+        assert [(await ticket.outcome).body for ticket in (first, later)] == [1, 2]
+        front.close(GONE)
+        worker.close()
+
+    run(main())
+
+
+def test_a_standing_claim_brings_no_more_than_it_asked_for(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        assert worker.claim(3, wait=False) == []
+        await asyncio.sleep(0.05)  # the front has the claim before anything waits
+        tickets = [front.submit(number, deadline=soon(30 - number)) for number in range(5)]
+        (job,) = await asyncio.to_thread(
+            looked, worker, 3
+        )  # what came first met the claim, and what is left is void
+        assert (job.body, front.claimed, front.waiting) == (0, 1, 4)
+        more = await asyncio.to_thread(looked, worker, 3)
+        assert [job.body for job in more] == [4, 3, 2]  # by deadline, decided when it was claimed
+        rest = await asyncio.to_thread(worker.claim, 3)  # one that waits goes on from where the others were
+        assert [job.body for job in rest] == [1]
+        for each in (job, *more, *rest):
+            worker.complete(each, each.body)
+        assert [(await ticket.outcome).body for ticket in tickets] == list(range(5))
+        front.close(GONE)
+        worker.close()
+
+    run(main())
+
+
+def test_one_that_waits_takes_what_a_standing_claim_brings(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        assert worker.claim(2, wait=False) == []
+        waiting = asyncio.create_task(asyncio.to_thread(worker.claim, 2))
+        await asyncio.sleep(0.05)
+        ticket = front.submit("x", deadline=soon())
+        (job,) = await waiting
+        worker.complete(job, job.body)
+        assert (await ticket.outcome).body == "x"
+        front.close(GONE)
+        assert await asyncio.to_thread(worker.claim) == []
+        worker.close()
+
+    run(main())
+
+
+def test_what_met_a_standing_claim_and_was_cancelled_is_never_started(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        assert worker.claim(wait=False) == []
+        await asyncio.sleep(0.05)
+        gone = front.submit("gone", deadline=soon())
+        assert front.claimed == 1
+        front.cancel(gone)
+        front.submit("kept", deadline=soon())
+        (job,) = await asyncio.to_thread(looked, worker)
+        assert job.body == "kept"
+        assert (front.claimed, front.waiting) == (1, 0)
+        front.close(GONE)
+        worker.close()
+
+    run(main())
+
+
+def test_what_met_a_standing_claim_is_given_back_when_it_is_cancelled_though_nothing_is_claimed(
+    backend: Backend,
+) -> None:
+    """A worker without a place for it may not claim again for long; the front must not take it for hung."""
+
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        running = front.submit("running", deadline=soon())
+        (job,) = await asyncio.to_thread(worker.claim)
+        assert worker.claim(wait=False) == []
+        await asyncio.sleep(0.05)
+        given_up = front.submit("given up", deadline=soon())
+        assert front.claimed == 2
+        front.cancel(given_up)
+        while front.claimed == 2:
+            assert not worker.cancelled(job)
+            await asyncio.sleep(0.002)
+        worker.complete(job, job.body)
+        assert (await running.outcome).body == "running"
+        front.close(GONE)
+        worker.close()
+
+    run(main())
+
+
+def test_what_a_standing_claim_brought_to_a_worker_that_died_is_lost_and_no_more(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        assert worker.claim(wait=False) == []
+        await asyncio.sleep(0.05)
+        lost, kept = front.submit("lost", deadline=soon()), front.submit("kept", deadline=soon())
+        worker.close()
+        front.disconnect(GONE)
+        with pytest.raises(UnavailableError):
+            await lost.outcome
+        serving = Serving(backend[1](front.connect()), echo)
+        assert (await kept.outcome).body == "kept"
+        front.close(GONE)
+        serving.thread.join()
+
+    run(main())
+
+
+def test_who_looks_in_after_the_front_has_gone_finds_nothing(backend: Backend) -> None:
+    async def main() -> None:
+        front = backend[0](unbroken)
+        worker = backend[1](front.connect())
+        front.close(GONE)
+        assert worker.claim(wait=False) == []
+        assert worker.claim() == []
+        worker.close()
+
+    run(main())
+
+
 def test_parts_stream_in_order_before_the_answer(backend: Backend) -> None:
     def stream(worker: WorkerChannel, job: Job) -> Any:
         for number in range(job.body):

@@ -101,13 +101,18 @@ class Job:
 
 
 class WorkerChannel(Protocol):
-    """The worker's end. Its calls block. What is sent to a front that has gone is lost; ``claim`` tells."""
+    """The worker's end, used by one thread. What is sent to a front that has gone is lost; ``claim`` tells."""
 
-    def claim(self, limit: int = 1) -> list[Job]:
+    def claim(self, limit: int = 1, *, wait: bool = True) -> list[Job]:
         """Wait for work: one to ``limit`` requests, none of them cancelled or expired.
 
         They are those that wait at that moment, first ones first; it is not waited for more of them.
         An empty list means that the front has closed the channel.
+
+        Without ``wait`` it does not block: it gives what has come, which may be nothing, and a claim of
+        ``limit`` stands until it is met. So a worker that computes looks in now and then, and what comes
+        meanwhile is there when it looks next. What a standing claim was met with counts as claimed; the next
+        call takes it, whether that one waits or not.
         """
         ...
 

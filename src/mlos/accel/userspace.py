@@ -1,8 +1,9 @@
 """The channel over a Unix socket: a heap in the front, credits from the worker, sealed memfds for large bodies.
 
 The worker's ``claim`` sends credits; the front spends one per request it sends, and those that are left when
-it has sent what waits are void. So nothing lies in a socket buffer that the worker is not waiting for,
+it has sent what waits are void. So nothing lies in a socket buffer that the worker has no place for,
 priorities and deadlines are decided at the last moment, and what is written never exceeds what is being read.
+A claim that the worker does not wait for is the same claim: it stands, and is read when the worker looks in.
 """
 
 from __future__ import annotations
@@ -313,7 +314,7 @@ class UserspaceWorker:
         self._cancelled: set[int] = set()
         self._open: set[int] = set()
 
-    def claim(self, limit: int = 1) -> list[Job]:
+    def claim(self, limit: int = 1, *, wait: bool = True) -> list[Job]:
         """See :class:`mlos.accel.WorkerChannel`."""
         jobs: list[Job] = []
         try:
@@ -326,11 +327,14 @@ class UserspaceWorker:
                         jobs.append(job)
                 if jobs:
                     return jobs
-                self._wire.encode(Claim(limit)).send(self._end)
-                self._claiming = limit
-                while self._claiming:
+                if not self._claiming:
+                    self._wire.encode(Claim(limit)).send(self._end)
+                    self._claiming = limit
+                while wait and self._claiming:
                     self._take(self._wire.receive(self._end))
                 self._drain()
+                if not (wait or self._backlog):
+                    return []
         except (Closed, ConnectionError):
             return []
 
@@ -379,6 +383,9 @@ class UserspaceWorker:
         if isinstance(message, Cancel):
             if message.id in self._open:
                 self._cancelled.add(message.id)
+            for job in [job for job in self._backlog if job.id == message.id]:  # at once, if it was not begun
+                self._backlog.remove(job)
+                self.complete(job, DeadlineError("cancelled or expired before it was started"))
             return
         if self._claiming == 1:  # of a claim of one nothing more is said
             self._claiming = 0

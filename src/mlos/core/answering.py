@@ -3,29 +3,32 @@
 Together they are preprocessed and postprocessed one by one and computed as one, in groups of like lengths. Who
 does not wait any more is left out of a group. A group that the model refuses is computed one by one, so that
 only the request that is wrong fails.
+
+What a language model writes goes on step by step, beside what else it writes (:mod:`mlos.core.generations`).
+Its other requests wait until nothing is written: a run of the engine, which nobody can interrupt, must hold up
+no stream.
 """
 
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import msgspec
 
 from mlos.accel import Job, WorkerChannel
 from mlos.core import tensors
+from mlos.core.generations import Generations, Written
+from mlos.core.jobs import JobStream, gone, guarded
 from mlos.core.worker_protocol import Answer, Ask
-from mlos.engines import Engine
-from mlos.errors import DeadlineError, MlosError, NoRoomError, WorkerError
+from mlos.engines import Engine, LanguageModel, SharedLanguageModel
+from mlos.errors import MlosError
 from mlos.model import InferenceRequest, Manifest
-from mlos.tasks import Prepared, SinglePass, Task, Tasks
+from mlos.tasks import LanguageTask, Prepared, SinglePass, Task, Tasks
 from mlos.tasks.batching import Member, apart, batch_axis, grouped, together
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -43,41 +46,104 @@ class _Begun:
     computed: Any = field(default=None)
     finished: float = 0.0
     batch: int = 1
+    steps: dict[int, int] = field(default_factory=dict)
 
 
 class Model:
     """A loaded model: its tasks and its engine, and the labels of its classes by how many there are.
 
     Up to ``most`` requests are computed together, texts of up to ``longest`` tokens; one alone where the
-    artifact does not say along which axis they could be.
+    artifact does not say along which axis they could be. Up to ``sequences`` generations are under way at a
+    time, where the engine can.
     """
 
     def __init__(
-        self, tasks: Tasks, engine: Engine, manifest: Manifest, most: int = 1, longest: int | None = None
+        self,
+        tasks: Tasks,
+        engine: Engine,
+        manifest: Manifest,
+        most: int = 1,
+        longest: int | None = None,
+        sequences: int = 1,
     ) -> None:
         self._tasks, self._engine, self._artifact = tasks, engine, manifest.artifact
         self._labels, self._longest = labels_of(manifest), longest
         self.most = most if batch_axis(manifest.artifact) is not None else 1
+        """How many requests are computed together."""
+        places = engine.together(sequences) if isinstance(engine, SharedLanguageModel) else None
+        self._generations = Generations(places) if places is not None else None
+        self._writing: dict[int, _Begun] = {}
+        """Whose generation is under way, by the number of the job."""
+        self._behind: list[_Begun] = []
+        """Those that wait until nothing is written."""
+
+    @property
+    def room(self) -> int:
         """How many requests to claim at once."""
+        if self._generations is None:
+            return self.most
+        return 0 if self._behind else self._generations.room
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way that :meth:`step` goes on with."""
+        return bool(self._writing or self._behind)
 
     def answers(self, jobs: Sequence[Job], channel: WorkerChannel) -> Iterator[tuple[Job, Answer | MlosError]]:
-        """The outcome of each of ``jobs``, as soon as it is known."""
+        """The outcome of each of ``jobs``, as soon as it is known; of some, :meth:`step` will tell."""
         begun: dict[int, _Begun] = {}
         for number, job in enumerate(jobs):
-            outcome = _guarded(partial(self._begin, job))
+            outcome = guarded(partial(self._begin, job))
             if isinstance(outcome, MlosError):
                 yield job, outcome
+            elif self._generations is not None and isinstance(outcome.task, LanguageTask):
+                refused = guarded(partial(self._write, self._generations, outcome, channel))
+                if refused is not None:
+                    yield job, refused
             else:
                 begun[number] = outcome
+        if self._writing:
+            self._behind += begun.values()
+        else:
+            yield from self._answered(begun, channel)
+
+    def step(self, channel: WorkerChannel) -> Iterator[tuple[Job, Answer | MlosError]]:
+        """Go on with what is under way; the outcome of each request that has ended with it."""
+        for waiting in [each for each in self._behind if channel.cancelled(each.job)]:
+            self._behind.remove(waiting)
+            yield waiting.job, gone()
+        for job, outcome in self._generations.step(channel) if self._generations is not None else ():
+            begun = self._writing.pop(job.id)
+            if isinstance(outcome, Written):
+                begun.computing, begun.finished = outcome.began, outcome.finished
+                begun.computed, begun.steps = outcome.generated, outcome.steps
+                yield job, guarded(partial(self._finish, begun, channel))
+            else:
+                yield job, outcome
+        if self._behind and not self._writing:
+            behind, self._behind = dict(enumerate(self._behind)), []
+            yield from self._answered(behind, channel)
+
+    def _write(self, generations: Generations, begun: _Begun, channel: WorkerChannel) -> None:
+        """Let a generation join those that are under way."""
+        task, engine = cast("LanguageTask", begun.task), cast("LanguageModel", self._engine)
+        stream = JobStream(channel, begun.job, wanted=begun.request.stream)
+        generations.add(begun.job, task.writer(engine, begun.prepared), stream)
+        self._writing[begun.job.id] = begun
+
+    def _answered(
+        self, begun: dict[int, _Begun], channel: WorkerChannel
+    ) -> Iterator[tuple[Job, Answer | MlosError]]:
+        """Compute what is not written, and the outcome of each."""
         for group in self._groups(begun):
-            waiting = [each for each in group if len(jobs) == 1 or not channel.cancelled(each.job)]
+            waiting = [each for each in group if len(begun) == 1 or not channel.cancelled(each.job)]
             for each in group:
                 if each not in waiting:
-                    yield each.job, DeadlineError("nobody waits for this request any more")
+                    yield each.job, gone()
             if len(waiting) > 1:
-                _guarded(partial(self._compute, waiting))
+                guarded(partial(self._compute, waiting))
             for each in waiting:
-                yield each.job, _guarded(partial(self._finish, each, channel))
+                yield each.job, guarded(partial(self._finish, each, channel))
 
     def _groups(self, begun: dict[int, _Begun]) -> list[list[_Begun]]:
         """What is computed together, in the order in which it was claimed."""
@@ -111,7 +177,7 @@ class Model:
         job, task, prepared = begun.job, begun.task, begun.prepared
         if begun.computed is None:
             begun.computing = time.monotonic()
-            stream = _JobStream(channel, job, wanted=begun.request.stream)
+            stream = JobStream(channel, job, wanted=begun.request.stream)
             begun.computed = task.compute(self._engine, prepared, stream)
             begun.finished = time.monotonic()
         postprocessing = time.monotonic()
@@ -133,40 +199,14 @@ class Model:
         tokens = getattr(begun.computed, "tokens", dict(prepared.tokens))
         ended = getattr(begun.computed, "finish_reason", None)
         ended = ended if isinstance(ended, str) else None
-        return Answer(task.name, result, timings, tokens, named, begun.batch, ended)
+        batch = begun.batch
+        if begun.steps:  # of a generation: how many there were at a step on average
+            written = sum(begun.steps.values())
+            batch = round(sum(many * steps for many, steps in begun.steps.items()) / written)
+        return Answer(task.name, result, timings, tokens, named, batch, ended, begun.steps)
 
 
 def labels_of(manifest: Manifest) -> dict[int, list[str]]:
     """The labels that a package names for any of its tasks, by how many there are."""
     named = [options.get("labels") for options in manifest.preprocessing.values() if isinstance(options, dict)]
     return {len(labels): labels for labels in named if isinstance(labels, list)}
-
-
-class _JobStream:
-    """A claimed request's way back through the channel."""
-
-    def __init__(self, channel: WorkerChannel, job: Job, *, wanted: bool) -> None:
-        self._channel, self._job, self._wanted = channel, job, wanted
-
-    def emit(self, part: dict[str, Any]) -> None:
-        if self._wanted:
-            self._channel.emit(self._job, part)
-
-    def check(self) -> None:
-        if self._channel.cancelled(self._job):
-            raise DeadlineError("nobody waits for this request any more")
-
-
-def _guarded(work: Callable[[], T]) -> T | MlosError:
-    """What ``work`` gives, or the error that it ended with: no request may end the worker."""
-    try:
-        return work()
-    except MlosError as error:
-        return error
-    except MemoryError:
-        return NoRoomError(
-            "the request needs more memory than the model's worker has", hint="send less at a time"
-        )
-    except Exception as error:  # a bug must cost one request, not the worker
-        traceback.print_tb(error.__traceback__)  # its place alone: its message may quote the request
-        return WorkerError(f"the model's worker failed: {type(error).__name__}")

@@ -87,6 +87,13 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._steps = Histogram(
+            "mlos_step_sequences",
+            "Generations that a step computed together, by token written",
+            _VARIANT,
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=self.registry,
+        )
         self.in_flight = Gauge("mlos_in_flight", "Requests in the data plane", registry=self.registry)
         self.dropped_log_lines = Gauge(
             "mlos_log_lines_dropped", "Log lines lost because nobody took them", registry=self.registry
@@ -106,6 +113,9 @@ class Metrics:
         self._requests.labels(*labels).observe(seconds)
         for stage, milliseconds in timings_ms.items():
             self._stages.labels(*labels, stage).observe(milliseconds / 1e3)
+        for many, tokens in answer.steps.items():
+            for _ in range(tokens):
+                self._steps.labels(*labels).observe(many)
         for kind, count in answer.tokens.items():
             self._tokens.labels(*labels, kind).inc(count)
         if answer.finish_reason is not None:

@@ -2,7 +2,7 @@
 
 States: STOPPED (nothing runs; the next request starts it), LOADING, READY, RESTARTING (the worker ended and is
 being replaced) and FAILED (it was refused, or crashed again and again; ``error`` says why). A worker's death
-costs the one request that it was computing, which is answered 503 and not tried again: a request that kills its
+costs the requests that it was computing, which are answered 503 and not tried again: a request that kills its
 worker must not kill the next one. Those that wait go to the replacement; only when deaths repeat are new ones
 turned away.
 """
@@ -72,6 +72,7 @@ class Terms:
     load_timeout: float
     limits: Limits
     chooser: Chooser
+    sequences: int = 1
 
 
 class Replica:
@@ -264,6 +265,7 @@ class Replica:
             compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
             most=choice.batching.most if choice.batching is not None else 1,
             longest=choice.batching.longest if choice.batching is not None else None,
+            sequences=self.terms.sequences,
         )
         try:
             return await Spawned.start(

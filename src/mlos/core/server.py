@@ -102,6 +102,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
         Chooser(settings.home, store, settings.precision, settings.threads, cores),
+        settings.sequences,
     )
     supervisor = Supervisor(store, terms, named)
     metrics = Metrics(supervisor)

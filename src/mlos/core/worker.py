@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +80,7 @@ def load(orders: Orders) -> tuple[Model, Report]:
             cache=None if orders.compiled is None else Path(orders.compiled),
         )
         tasks = tasks_of(package.folder, manifest, orders.limits)
+        model = Model(tasks, engine, manifest, orders.most, orders.longest, orders.sequences)
     with stage("warm_up"):
         note = _warm_up(engine, tasks, package)
     report = Report(
@@ -91,7 +93,7 @@ def load(orders: Orders) -> tuple[Model, Report]:
         heavy=tuple(name for name in HEAVY if name in sys.modules),
         note=note,
     )
-    return Model(tasks, engine, manifest, orders.most, orders.longest), report
+    return model, report
 
 
 def _warm_up(engine: Engine, tasks: Tasks, package: Package) -> str | None:
@@ -130,10 +132,15 @@ def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> dict[tuple[str
 
 
 def serve(channel: WorkerChannel, model: Model) -> None:
-    """Answer what the channel brings until the front hangs up."""
-    while jobs := channel.claim(model.most):
-        for job, outcome in model.answers(jobs, channel):
+    """Answer what the channel brings until the front hangs up; what is written goes on meanwhile."""
+    while (jobs := _claimed(channel, model)) or model.busy:
+        for job, outcome in chain(model.answers(jobs, channel), model.step(channel)):
             _complete(channel, job, outcome)
+
+
+def _claimed(channel: WorkerChannel, model: Model) -> list[Job]:
+    """What there is to begin: waited for if nothing is under way."""
+    return channel.claim(model.room, wait=not model.busy) if model.room else []
 
 
 def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError) -> None:

@@ -15,7 +15,7 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     ``engine``, ``precision`` and ``threads`` say how the package is computed, ``compiled`` where the engine
     finds what it compiled for this host. Up to ``most`` requests are computed together, texts of up to
-    ``longest`` tokens.
+    ``longest`` tokens; up to ``sequences`` generations are continued together.
     """
 
     parent: int
@@ -30,6 +30,7 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     compiled: str | None = None
     most: int = 1
     longest: int | None = None
+    sequences: int = 1
 
 
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -91,7 +92,8 @@ class Answer(msgspec.Struct, frozen=True):
     """The body of a completed inference. ``result`` is JSON; times are in milliseconds.
 
     ``tokens`` counts those read and written, by what they were: ``prompt``, ``completion``. What was asked with
-    tensors has ``tensors`` in place of a result. ``batch`` says how many requests were computed together,
+    tensors has ``tensors`` in place of a result. ``batch`` says how many requests were computed together: for a
+    generation, on average; ``steps`` how many of its tokens came from steps of how many sequences, and
     ``finish_reason`` why a text that was written ended.
     """
 
@@ -102,3 +104,4 @@ class Answer(msgspec.Struct, frozen=True):
     tensors: list[Tensor] | None = None
     batch: int = 1
     finish_reason: str | None = None
+    steps: dict[int, int] = {}

@@ -15,7 +15,7 @@ from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
 from mlos.engines.engine import CompilingEngine, Engine, compiles
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.engines.language import LanguageModel, Sampling, Vocabulary
+from mlos.engines.language import LanguageModel, Sampling, Sequences, SharedLanguageModel, Vocabulary
 from mlos.engines.llama_cpp_encoder import LlamaCppEncoder, is_encoder
 from mlos.engines.side_by_side import SideBySide, asked_of
 from mlos.errors import RefusedError
@@ -32,6 +32,8 @@ __all__ = [
     "Engine",
     "LanguageModel",
     "Sampling",
+    "Sequences",
+    "SharedLanguageModel",
     "SideBySide",
     "Vocabulary",
     "asked_of",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mlos.engines.engine import Engine
+from mlos.errors import WorkerError
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Vocabulary(Protocol):
 
 @runtime_checkable
 class LanguageModel(Engine, Protocol):
-    """An opened language model. One sequence at a time."""
+    """An opened language model. Its :meth:`generate` continues one sequence at a time."""
 
     @property
     def context_length(self) -> int:
@@ -90,5 +91,57 @@ class LanguageModel(Engine, Protocol):
         Raises:
             InvalidInputError: if the prompt is empty or leaves no room in the context.
             WorkerError: if the engine itself failed.
+        """
+        ...
+
+
+class Sequences(Protocol):
+    """Places for sequences that are continued together. A step computes for all of them at once.
+
+    A sequence takes a place, reads its prompt over some steps, and then has a token at every step. What has
+    been read for it is kept until its room is needed; a prompt that begins as another did, one still there or
+    one that has left, is read from where it differs. The last bits of what is computed depend on what is
+    computed beside it, so a sequence is what it would be alone up to its tolerance. One thread uses it.
+    """
+
+    @property
+    def free(self) -> int:
+        """Places that nobody has."""
+        ...
+
+    def join(self, prompt: Sequence[int], sampling: Sampling, most: int) -> int | None:
+        """Take a place for ``prompt`` and up to ``most`` tokens more; None while there is no room for them.
+
+        Where nobody has a place there is room for every prompt.
+
+        Raises:
+            InvalidInputError: if the prompt is empty or leaves no room in the context.
+        """
+        ...
+
+    def step(self, check: Callable[[], None]) -> dict[int, int | WorkerError]:
+        """The next token of each place whose prompt is read, or the error that it ended with.
+
+        A place that has had all its tokens has no more of them.
+
+        A place with an error is to be left. ``check`` is called every few milliseconds; what it raises is
+        raised here, and nothing of the step is kept.
+        """
+        ...
+
+    def leave(self, place: int) -> None:
+        """Give up a place."""
+        ...
+
+
+@runtime_checkable
+class SharedLanguageModel(LanguageModel, Protocol):
+    """A language model that may continue several sequences together."""
+
+    def together(self, most: int) -> Sequences | None:
+        """Places for up to ``most`` sequences; None where this model continues one at a time.
+
+        Raises:
+            WorkerError: if there is no memory for them.
         """
         ...

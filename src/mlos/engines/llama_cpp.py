@@ -1,13 +1,11 @@
-"""llama.cpp on the CPU: GGUF files, one sequence at a time."""
+"""llama.cpp on the CPU: GGUF files, a sequence at a time or several in common steps."""
 
 from __future__ import annotations
 
 import ctypes
-import secrets
 import threading
-import time
-import weakref
 from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,21 +15,24 @@ from numpy.typing import NDArray
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import Sampling
-from mlos.engines.llama_cpp_library import Model, forget, library, reason, version
-from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, UsageError, WorkerError
+from mlos.engines.llama_cpp_context import (
+    CHECK_SECONDS,
+    CHUNK,
+    MAX_CONTEXT,
+    Context,
+    Sampler,
+    Watch,
+    check_tokens,
+    checked_prompt,
+)
+from mlos.engines.llama_cpp_library import Model, library, version
+from mlos.engines.llama_cpp_together import Together, can_share
+from mlos.errors import PayloadTooLargeError, RefusedError, UsageError
 from mlos.model import Artifact, ModelFormat, Tensors, TensorSpec
 
 TOKENS, LOGITS = "input_ids", "logits"
-MAX_CONTEXT = 4096
-"""Most tokens of a sequence: the cache of keys and values is made at once, for all of them."""
 MAX_VALUES = 1 << 25
 """Most logits of one run, 128 MiB of them."""
-_CHUNK = 128
-"""Tokens that are read at once: more are not faster, and fewer are slower."""
-_CHECK_SECONDS = 0.02
-_ABORTED = 2
-_F32, _NO_FLASH_ATTENTION = 0, 0
-"""The library's numbers of an element type and of a way to compute attention."""
 
 
 def language_model(path: str, precision: str, vocabulary: int) -> Artifact:
@@ -50,8 +51,9 @@ class LlamaCppEngine:
 
     It takes ``input_ids`` (batch, sequence) and gives ``logits`` (batch, sequence, vocabulary), one row after
     another, so that none depends on its neighbours. :meth:`generate` keeps what it read last, and a prompt that
-    begins alike is read from where it differs. A file of precision F32 is computed as the framework does it,
-    with a cache in fp32 and plain attention.
+    begins alike is read from where it differs. :meth:`together` continues several in common steps. A file of
+    precision F32 is computed as the framework does it, with a cache in fp32, plain attention, and a sequence at
+    a time.
     """
 
     name: ClassVar[str] = "llama.cpp"
@@ -65,7 +67,6 @@ class LlamaCppEngine:
         self._turn = threading.Lock()
         trained = int(library().llama_model_n_ctx_train(model.pointer))
         self._context_length = min(trained, MAX_CONTEXT)
-        self._sequence = _Sequence(self._context(self._context_length), self._context_length)
 
     @classmethod
     def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
@@ -129,7 +130,7 @@ class LlamaCppEngine:
             return {}
         tokens = inputs[TOKENS]
         rows, length = tokens.shape
-        self._check_tokens(tokens, f"inputs.{TOKENS}")
+        check_tokens(self._model, tokens, f"inputs.{TOKENS}")
         if tokens.size * self._model.size > MAX_VALUES or length > self._context_length:
             most = min(MAX_VALUES // self._model.size, max(rows, 1) * self._context_length)
             raise PayloadTooLargeError(
@@ -152,24 +153,32 @@ class LlamaCppEngine:
         self, prompt: Sequence[int], sampling: Sampling, check: Callable[[], None]
     ) -> Generator[int, None, None]:
         """See :meth:`mlos.engines.LanguageModel.generate`. Others wait until the iterator is closed."""
-        tokens = [int(token) for token in prompt]
-        if not 0 < len(tokens) < self._context_length:
-            raise InvalidInputError(
-                f"a prompt of {len(tokens)} tokens cannot be continued",
-                field="prompt",
-                expected=f"1 to {self._context_length - 1} tokens",
-                got=f"{len(tokens)} tokens",
-            )
-        self._check_tokens(np.array(tokens), "prompt")
-        return self._continue(tokens, sampling, check)
+        return self._continue(checked_prompt(self._model, self._context_length, prompt), sampling, check)
+
+    def together(self, most: int) -> Together | None:
+        """See :meth:`mlos.engines.SharedLanguageModel.together`.
+
+        A file of precision F32 is computed alone, for its answers are compared bit by bit; so is a model whose
+        memory cannot forget a part.
+        """
+        if most < 2 or self._exact or not can_share(self._model):
+            assert (
+                self._sequence is not None
+            )  # made now, so that want of memory is known when a model is loaded
+            return None
+        return Together(self._model, self._context_length, self._threads, most)
+
+    @cached_property
+    def _sequence(self) -> _Sequence:
+        return _Sequence(self._context(self._context_length), self._context_length)
 
     def _continue(
         self, prompt: list[int], sampling: Sampling, check: Callable[[], None]
     ) -> Generator[int, None, None]:
-        while not self._turn.acquire(timeout=_CHECK_SECONDS):
+        while not self._turn.acquire(timeout=CHECK_SECONDS):
             check()
         try:
-            sampler = _Sampler(sampling, prompt, self._model.size)
+            sampler = Sampler(sampling, prompt, self._model.size)
             self._sequence.read(prompt, check)
             for left in range(self._context_length - len(prompt), 0, -1):
                 check()
@@ -180,56 +189,8 @@ class LlamaCppEngine:
         finally:
             self._turn.release()
 
-    def _check_tokens(self, tokens: NDArray[Any], field: str) -> None:
-        wrong = tokens[(tokens < 0) | (tokens >= self._model.size)]
-        if wrong.size:
-            raise InvalidInputError(
-                f"there is no token {wrong[0]}",
-                field=field,
-                expected=f"0 to {self._model.size - 1}",
-                got=str(wrong[0]),
-            )
-
-    def _context(self, length: int) -> _Context:
-        return _Context(self._model, length, self._threads, exact=self._exact)
-
-
-class _Context:
-    """Room for one sequence of up to ``length`` tokens, and what computing it needs."""
-
-    def __init__(self, model: Model, length: int, threads: int, *, exact: bool) -> None:
-        api = library()
-        options = api.llama_context_default_params()
-        options.n_ctx = length
-        options.n_batch = options.n_ubatch = min(length, _CHUNK)
-        options.n_seq_max = 1
-        options.n_threads = options.n_threads_batch = threads
-        options.no_perf = True
-        if exact:
-            options.type_k = options.type_v = _F32
-            options.flash_attn_type = _NO_FLASH_ATTENTION
-        forget()
-        self.model = model  # it must outlive the context
-        self.pointer = api.llama_init_from_model(model.pointer, options)
-        if not self.pointer:
-            raise WorkerError(
-                f"llama.cpp has no room for {length} tokens: {reason('it does not say why')}",
-                hint="the machine may be short of memory",
-            )
-        weakref.finalize(self, api.llama_free, self.pointer)
-        self.memory = api.llama_get_memory(self.pointer)
-
-    def decode(self, batch: Any) -> bool:
-        """Compute a batch; false if it was aborted.
-
-        Raises:
-            WorkerError: if the library failed.
-        """
-        forget()
-        status = library().llama_decode(self.pointer, batch)
-        if status not in (0, _ABORTED):
-            raise WorkerError(f"llama.cpp failed with status {status}: {reason('it does not say why')}")
-        return bool(status == 0)
+    def _context(self, length: int) -> Context:
+        return Context(self._model, length, self._threads, exact=self._exact)
 
 
 class _Sequence:
@@ -240,12 +201,12 @@ class _Sequence:
     answer depends on its prompt alone, never on what was asked before.
     """
 
-    def __init__(self, context: _Context, length: int) -> None:
+    def __init__(self, context: Context, length: int) -> None:
         self.context = context
         self._held: list[int] = []
         self._whole = 0
         """How many of them were read in whole chunks."""
-        self._next = (library().llama_token * min(length, _CHUNK))()
+        self._next = (library().llama_token * min(length, CHUNK))()
 
     def read(self, prompt: list[int], check: Callable[[], None]) -> None:
         """Hold exactly ``prompt``; what was held before stays as far as it is the same.
@@ -261,7 +222,7 @@ class _Sequence:
             api.llama_memory_clear(memory, False)
             same = 0
         del self._held[same:]
-        watch = _Watch(check)
+        watch = Watch(check)
         api.llama_set_abort_callback(self.context.pointer, watch.callback, None)
         try:
             for at in range(same, len(prompt), chunk):
@@ -293,82 +254,14 @@ class _Sequence:
         return done
 
 
-class _Watch:
-    """Asks ``check`` every few milliseconds while the library computes, and stops it when that raises."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self.raised: BaseException | None = None
-        due = time.monotonic()
-
-        def stop(_: Any) -> bool:
-            nonlocal due
-            if self.raised is None and time.monotonic() >= due:
-                try:
-                    check()
-                except BaseException as error:  # whatever it is: it is raised again behind the library's frames
-                    self.raised = error
-                due = time.monotonic() + _CHECK_SECONDS
-            return self.raised is not None
-
-        self.callback = library().ggml_abort_callback(stop)
-
-
-class _Sampler:
-    """The library's chain of samplers for one sequence.
-
-    The repetition penalty counts the prompt, the additive penalties only what was written, as their makers do.
-    """
-
-    def __init__(self, sampling: Sampling, prompt: list[int], size: int) -> None:
-        api = library()
-        options = api.llama_sampler_chain_default_params()
-        options.no_perf = True
-        self._chain = api.llama_sampler_chain_init(options)
-        weakref.finalize(self, api.llama_sampler_free, self._chain)  # and with it all that is added
-        chosen: list[Any] = []
-        if sampling.repetition_penalty != 1:
-            repetition = api.llama_sampler_init_penalties(
-                size, MAX_CONTEXT, sampling.repetition_penalty, 0.0, 0.0
-            )
-            for token in prompt:
-                api.llama_sampler_accept(repetition, token)
-            chosen.append(repetition)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            chosen.append(
-                api.llama_sampler_init_penalties(
-                    size, MAX_CONTEXT, 1.0, sampling.frequency_penalty, sampling.presence_penalty
-                )
-            )
-        if sampling.temperature == 0:
-            chosen.append(api.llama_sampler_init_greedy())
-        else:
-            seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-            # As in the framework, the others choose from the distribution that the temperature has made.
-            chosen.append(api.llama_sampler_init_temp(sampling.temperature))
-            if sampling.top_k:
-                chosen.append(api.llama_sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1:
-                chosen.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
-            if sampling.min_p > 0:
-                chosen.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-            # The highest number of 32 bits asks the library for a seed of its own choice.
-            chosen.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
-        for sampler in chosen:
-            api.llama_sampler_chain_add(self._chain, sampler)
-
-    def choose(self, context: _Context) -> int:
-        """The next token, after the last that ``context`` holds."""
-        return int(library().llama_sampler_sample(self._chain, context.pointer, -1))
-
-
-def _read(context: _Context, tokens: NDArray[Any], answer: NDArray[np.float32]) -> None:
+def _read(context: Context, tokens: NDArray[Any], answer: NDArray[np.float32]) -> None:
     """Fill ``answer`` (tokens, vocabulary) with the logits after each of ``tokens``, from the beginning."""
     api = library()
     api.llama_memory_clear(context.memory, False)
-    batch = api.llama_batch_init(min(len(tokens), _CHUNK), 0, 1)
+    batch = api.llama_batch_init(min(len(tokens), CHUNK), 0, 1)
     try:
-        for start in range(0, len(tokens), _CHUNK):
-            chunk = tokens[start : start + _CHUNK]
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
             batch.n_tokens = len(chunk)
             for at, token in enumerate(chunk):
                 batch.token[at] = int(token)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlos.errors import InvalidInputError, NotFoundError, RefusedError
 from mlos.model import InferenceRequest, Manifest
+from mlos.tasks.generation import Generated, LanguageTask, Writer
 from mlos.tasks.prepared import Limits, Prepared, subject
 from mlos.tasks.task import Silence, SinglePass, Stream, Task
 
@@ -23,6 +24,8 @@ TENSORS = "tensors"
 __all__ = [
     "GROUP",
     "TENSORS",
+    "Generated",
+    "LanguageTask",
     "Limits",
     "Prepared",
     "Silence",
@@ -30,6 +33,7 @@ __all__ = [
     "Stream",
     "Task",
     "Tasks",
+    "Writer",
     "tasks_of",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,39 @@ class _Plan:
     stops: tuple[str, ...]
 
 
+class Writer:
+    """An answer under way: it takes the model's tokens one by one, and says when it has had enough.
+
+    ``prompt`` is what the model continues, choosing as ``sampling`` says, by at most ``most`` tokens.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, ends: Callable[[int], bool], prompt: Sequence[int], plan: _Plan, most: int
+    ) -> None:
+        self.prompt, self.sampling, self.most = prompt, plan.sampling, most
+        self._vocabulary, self._ends = vocabulary, ends
+        self._writing, self._written = Writing(plan.stops), 0
+        self._reason: FinishReason = "length"
+
+    def take(self, token: int, stream: Stream) -> bool:
+        """Take the next token, and send what it makes certain; whether the answer is finished with it."""
+        self._written += 1
+        if self._ends(token):
+            self._reason = "stop"
+            return True
+        if delta := self._writing.add(self._vocabulary.piece(token)):
+            stream.emit({"text": delta})
+        if self._writing.stopped:
+            self._reason = "stop"
+        return self._writing.stopped or self._written >= self.most
+
+    def finish(self, stream: Stream) -> Generated:
+        """The answer, when there will be no more tokens; what was held back of it is sent."""
+        if rest := self._writing.finish():
+            stream.emit({"text": rest})
+        return Generated(self._writing.text, self._reason, len(self.prompt), self._written)
+
+
 class LanguageTask:
     """A task of a language model: one sequence of tokens is continued.
 
@@ -172,7 +205,19 @@ class LanguageTask:
                 expected="an engine of language models",
                 got=engine.name,
             )
-        plan = cast("_Plan", prepared.context)
+        writer = self.writer(engine, prepared)
+        with closing(engine.generate(writer.prompt, writer.sampling, stream.check)) as tokens:
+            for token in tokens:
+                if writer.take(token, stream):
+                    break
+        return writer.finish(stream)
+
+    def writer(self, engine: LanguageModel, prepared: Prepared) -> Writer:
+        """The answer to a request, to be written by ``engine``, alone or beside others.
+
+        Raises:
+            PayloadTooLargeError: if the prompt leaves no room in the model's context.
+        """
         prompt = prepared.inputs["input_ids"][0].tolist()
         if len(prompt) >= engine.context_length:
             raise PayloadTooLargeError(
@@ -182,24 +227,9 @@ class LanguageTask:
                 got=f"{len(prompt)} tokens",
                 hint="shorten the prompt or the conversation",
             )
-        writing, written = Writing(plan.stops), 0
-        reason: FinishReason = "length"
-        with closing(engine.generate(prompt, plan.sampling, stream.check)) as tokens:
-            for token in tokens:
-                written += 1
-                if self._ends(token):
-                    reason = "stop"
-                    break
-                if delta := writing.add(self._vocabulary.piece(token)):
-                    stream.emit({"text": delta})
-                if writing.stopped:
-                    reason = "stop"
-                    break
-                if written >= plan.max_tokens:
-                    break
-        if rest := writing.finish():
-            stream.emit({"text": rest})
-        return Generated(writing.text, reason, len(prompt), written)
+        plan = cast("_Plan", prepared.context)
+        most = min(plan.max_tokens, engine.context_length - len(prompt))
+        return Writer(self._vocabulary, self._ends, prompt, plan, most)
 
     def postprocess(self, prepared: Prepared, computed: Generated) -> dict[str, Any]:
         """``{"text", "finish_reason", "usage": {"prompt_tokens", "completion_tokens"}}``."""
