@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from mlos.errors import AuthenticationError, ForbiddenError, UsageError
 from mlos.settings import Settings
 from mlos.store import Store
 
+PAGE = Path(__file__).parents[2] / "docs" / "requests.md"
 TOKEN, ADMIN = "ask-" + "a" * 20, "administer-" + "b" * 20
 
 
@@ -187,3 +191,23 @@ def test_what_is_no_token_ends_the_server_and_is_not_shown(home: Path, lines: st
     assert "short" not in ended.stderr.replace("too short", "")
     assert TOKEN not in ended.stderr
     assert "12345678901234567890" not in ended.stderr
+
+
+def test_the_commands_of_the_page_work(guarded: Server) -> None:
+    """Every command of the page's sections on tokens and administration, run by a shell as it stands there."""
+    _, _, page = PAGE.read_text(encoding="utf-8").partition("## Tokens")
+    commands = [line.strip() for line in page.splitlines() if line.startswith("    curl ")]
+    assert len(commands) == 6
+    variables = {"MLOS_TOKEN": TOKEN, "MLOS_ADMIN_TOKEN": ADMIN, "MLOS_HOME": str(guarded.home)}
+    for command in commands:
+        here = command.replace("8080", str(guarded.port)).replace("/bert/", "/double/")
+        done = subprocess.run(
+            ["bash", "-c", here.replace("curl", "curl -sS --fail-with-body", 1)],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, (here, done.stdout, done.stderr)
+        assert "error" not in json.loads(done.stdout)
