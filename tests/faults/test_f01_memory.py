@@ -19,7 +19,7 @@ MIB = 1 << 20
 X = {"inputs": {"x": [1.0]}}
 
 
-def of_two(server: Server) -> list[str]:
+def ready(server: Server) -> list[str]:
     return [row["id"] for row in server.get("/v1/models").json["data"] if row["state"] == "READY"]
 
 
@@ -39,19 +39,26 @@ def test_the_least_recently_asked_makes_way_if_it_is_idle(start: Start, store: S
     packages.double(store)
     packages.slow(store)
     packages.plus(store, 1, "c1")
-    server = start("--memory-budget", str(260 * MIB))
+    taken = 0
+    probe = start()
+    for name, request in (("double", ROW), ("slow", slowly(1))):
+        assert probe.infer(name, request).status == 200
+        taken += probe.row(name)["peak_memory_bytes"]
+    probe.stop()
+    server = start("--memory-budget", str(taken + 50 * MIB))  # room for two, and not for a third
     assert server.infer("double", ROW).status == 200
     assert server.infer("slow", slowly(1)).status == 200
     assert server.infer("double", ROW).status == 200
+    assert sorted(ready(server)) == ["double", "slow"]
     evicted = server.worker("slow")
     assert server.infer("plus", X).status == 200
     assert not alive(evicted)
-    assert sorted(of_two(server)) == ["double", "plus"]
+    assert sorted(ready(server)) == ["double", "plus"]
     assert server.metric("mlos_evictions_total", model="slow") == 1
     assert "made way" in server.row("slow")["reason"]
     # Its next request loads it, and now another is the least recently asked.
     assert server.infer("slow", slowly(1)).status == 200
-    assert sorted(of_two(server)) == ["plus", "slow"]
+    assert sorted(ready(server)) == ["plus", "slow"]
 
 
 def test_what_is_computed_makes_no_way(start: Start, store: Store) -> None:

@@ -60,8 +60,12 @@ class Supervisor:
             MlosError: its package cannot be used.
         """
         self._follow()
-        present = self._standing.get(name) or self._replicas.get(name)
-        return present or self._replica(self._package(name))
+        present = self._standing.get(name)
+        if present is not None and present.state is State.FAILED:  # it cannot stand in for anybody any more
+            del self._standing[name]
+            self._drop_removed()
+            present = None
+        return present or self._replicas.get(name) or self._replica(self._package(name))
 
     async def load(self, name: str) -> Replica:
         """Load a model now, and take it back into service if it was unloaded; returns once it is ready.
