@@ -44,6 +44,9 @@ def document() -> dict[str, Any]:
             "title": "MLOS",
             "version": __version__,
             "summary": "Models asked by MLOS V1, the Open Inference Protocol V2 or OpenAI's protocol",
+            "description": "Where the server has tokens, requests bring one as `Authorization: Bearer TOKEN`; "
+            "health, readiness and this document need none. Administration is answered on the server's Unix "
+            "socket, or with the token of administration.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
