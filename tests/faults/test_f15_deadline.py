@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.core import packages
 from tests.core.conftest import Start
-from tests.core.handling import slowly
+from tests.core.handling import administer, slowly
 
 from mlos.store import Store
 
@@ -16,7 +16,7 @@ def test_a_deadline_is_kept_queued_or_running_and_expired_work_is_never_started(
 ) -> None:
     packages.slow(store)
     server = start("--request-timeout", "3")
-    assert server.infer("slow", slowly(1)).status == 200
+    assert administer(server, "load", "slow").status == 200
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda n: server.infer("slow", slowly(n)), (4000, 4000, 4000)))
     assert [answer.status for answer in answers] == [504] * 3
