@@ -20,7 +20,7 @@ class Administration:
     """The routes of this surface; a model's name may be a full reference, slashes and all."""
 
     def __init__(self, plane: DataPlane) -> None:
-        self._supervisor = plane.supervisor
+        self._plane = plane
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
@@ -33,15 +33,15 @@ class Administration:
 
     async def load(self, request: Request) -> Response:
         """Load a model now, and take it back into service if it was unloaded; its row once it is ready."""
-        return await _done(request, self._supervisor.load)
+        return await _done(request, self._plane.supervisor.load)
 
     async def unload(self, request: Request) -> Response:
         """Take a model out of service; its row once what was accepted is answered and its worker has ended."""
-        return await _done(request, self._supervisor.unload)
+        return await _done(request, self._plane.supervisor.unload)
 
     async def reload(self, request: Request) -> Response:
         """Put a new worker in the place of a model's present one; its row once the new one is ready."""
-        return await _done(request, self._supervisor.reload)
+        return await _done(request, self._plane.supervisor.reload)
 
 
 async def _done(request: Request, verb: Callable[[str], Awaitable[Replica]]) -> Response:
