@@ -157,6 +157,14 @@ class AuthenticationError(MlosError):
     http_status = 401
 
 
+class ForbiddenError(MlosError):
+    """Who asks is known, and may not."""
+
+    code = "forbidden"
+    exit_status = 8
+    http_status = 403
+
+
 class UnavailableError(MlosError):
     """Not now: loading, restarting, draining or full. ``retry_after`` is in seconds."""
 

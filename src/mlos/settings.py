@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -84,7 +84,24 @@ class Settings(BaseSettings):
         description="Most seconds of sound heard, per request, each sound counted as its longest; known before "
         "one is decoded.",
     )
+    memory_budget: int | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of memory that all workers may have together; idle models make way for others. "
+        "Without it: what this host has and other programs leave.",
+    )
     max_queue: int = Field(default=256, gt=0, description="Requests waiting per model before 503.")
+    token: SecretStr | None = Field(
+        default=None, description="Token that requests must bring; without one, who reaches the server may ask."
+    )
+    token_file: Path | None = Field(default=None, description="File that holds the token, instead of it.")
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="Token that administration must bring; without one, only the Unix socket administers.",
+    )
+    admin_token_file: Path | None = Field(
+        default=None, description="File that holds the token of administration, instead of it."
+    )
     allow_remote: bool = Field(
         default=False, description="Listen on an address other than loopback although requests need no token."
     )
@@ -93,6 +110,11 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Folder of the packages."""
         return self.home / "store"
+
+    @property
+    def sockets(self) -> Path:
+        """Folder of the Unix sockets on which servers are administered."""
+        return self.home / "sockets"
 
     @classmethod
     def settings_customise_sources(

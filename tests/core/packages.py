@@ -29,6 +29,16 @@ def double(store: Store, name: str = "double", tasks: tuple[str, ...] = ("tensor
     return install(store, name, [helper.make_node("Add", ["x", "x"], ["y"])], [x], [y], tasks=tasks)
 
 
+def plus(store: Store, value: float, commit: str, name: str = "plus") -> Package:
+    """``y = x + value``: a version of a model whose answers say which one it is."""
+    x, y = _spec("x", "FP32", ("rows",)), _spec("y", "FP32", ("rows",))
+    nodes, constants = (
+        [helper.make_node("Add", ["x", "value"], ["y"])],
+        {"value": np.array([value], np.float32)},
+    )
+    return install(store, name, nodes, [x], [y], constants, commit=commit)
+
+
 def curious(store: Store) -> Package:
     """A model for an engine that looks around; its graph is never opened."""
     inputs = [_spec("port", "INT64", (1,)), _spec("canary", "INT64", ("bytes",))]

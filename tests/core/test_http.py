@@ -78,7 +78,7 @@ def test_the_list_of_models_says_all_about_each(shared: Server) -> None:
         ("embedder", b'{"text": "\\ud800\\u0041"}', None, None, None),
     ],
 )
-def test_a_wrong_request_is_a_400_that_names_field_expected_and_got(
+def test_f17_a_wrong_request_is_a_400_that_names_field_expected_and_got(
     shared: Server, model: str, request_: Any, field: str | None, expected: str | None, got: str | None
 ) -> None:
     answer = shared.infer(model, request_)
@@ -253,7 +253,7 @@ def test_many_clients_each_get_their_own_answer(shared: Server) -> None:
         assert all(pool.map(ask, range(300)))
 
 
-def test_a_client_that_leaves_frees_its_place(shared: Server) -> None:
+def test_f16_a_client_that_leaves_frees_its_place(shared: Server) -> None:
     shared.infer("slow", {"inputs": {"n": 1, "x": [1]}})
     body = json.dumps({"inputs": {"n": 150, "x": [1]}}).encode()
     head = b"POST /v1/models/slow/inference HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)

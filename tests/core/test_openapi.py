@@ -17,6 +17,7 @@ from tests.core import packages
 from tests.core.conftest import Json, Server, Servers
 from tests.core.plugins import count_as
 
+from mlos.core.access import Gate
 from mlos.core.http import application
 from mlos.store import Store
 
@@ -48,7 +49,7 @@ def document(served: Server) -> Json:
 
 def test_every_address_is_documented_once(document: Json) -> None:
     plane: Any = None  # addresses need none
-    routes = application(plane, max_body_bytes=1, read_timeout=1).routes
+    routes = application(plane, Gate(), max_body_bytes=1, read_timeout=1).routes
     assert all(isinstance(route, Route) for route in routes)
     told = {
         (route.path.replace(":path", ""), method.lower())
@@ -92,6 +93,7 @@ def test_every_address_is_documented_once(document: Json) -> None:
         ("/v2/repository/index", "", {}),
         ("/v2/repository/models/{name}/load", "double", {}),
         ("/v2/repository/models/{name}/unload", "double", {}),
+        ("/admin/models/{name}/unload", "double", {}),
     ],
 )
 def test_an_answer_has_the_schema_of_its_status(

@@ -80,7 +80,7 @@ def test_what_goes_wrong_later_ends_the_stream_and_says_so(counter: Server) -> N
     assert counter.metric("mlos_requests_total", model="counter", code="500") == 1
 
 
-def test_a_client_that_leaves_frees_the_worker(counter: Server) -> None:
+def test_f16_a_client_that_leaves_frees_the_worker(counter: Server) -> None:
     connection = ask_raw(counter, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
     assert counter.metric("mlos_claimed", model="counter") == 1
     connection.close()
@@ -90,7 +90,7 @@ def test_a_client_that_leaves_frees_the_worker(counter: Server) -> None:
     assert counter.metric("mlos_restarts_total", model="counter") == 0
 
 
-def test_a_client_that_leaves_before_the_first_part_frees_the_worker_too(counter: Server) -> None:
+def test_f16_a_client_that_leaves_before_the_first_part_frees_the_worker_too(counter: Server) -> None:
     first = ask_raw(counter, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
     with socket.create_connection(("127.0.0.1", counter.port), timeout=30) as second:
         body = json.dumps({"prompt": str(LONG), "stream": True}).encode()
@@ -104,7 +104,7 @@ def test_a_client_that_leaves_before_the_first_part_frees_the_worker_too(counter
     assert counter.infer("counter", {"prompt": "1"}).status == 200
 
 
-def test_a_deadline_holds_while_parts_come(start: Start, store: Store, home: Path) -> None:
+def test_f15_a_deadline_holds_while_parts_come(start: Start, store: Store, home: Path) -> None:
     install_counting(home)
     packages.double(store, "counter", tasks=("counting",))
     server = start("--request-timeout", "2")

@@ -262,7 +262,7 @@ def test_a_wrong_input_is_a_400_that_names_it(
         (b"", "body"),
     ],
 )
-def test_a_wrong_request_is_a_400_that_names_the_field(
+def test_f17_a_wrong_request_is_a_400_that_names_the_field(
     shared: Server, request_: Any, field: str | None
 ) -> None:
     answer = ask(shared, "double", request_)

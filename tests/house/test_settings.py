@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from mlos.settings import Settings
 
@@ -23,7 +23,12 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "max_text_bytes": ("100", 100),
     "max_image_pixels": ("100", 100),
     "max_audio_seconds": ("1.5", 1.5),
+    "memory_budget": ("1000", 1000),
     "max_queue": ("7", 7),
+    "token": ("a" * 16, SecretStr("a" * 16)),
+    "token_file": ("/etc/token", Path("/etc/token")),
+    "admin_token": ("b" * 16, SecretStr("b" * 16)),
+    "admin_token_file": ("/etc/admin-token", Path("/etc/admin-token")),
     "allow_remote": ("true", True),
 }
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mlos import __version__, console
 from mlos.core import log, server
+from mlos.core.access import gate_of
 from mlos.errors import MlosError, NotFoundError, UsageError, WorkerError
 from mlos.settings import Settings
 from mlos.store import Store
@@ -64,7 +65,16 @@ def serve(
     max_body_bytes: Annotated[
         int | None, typer.Option(help="Largest request body. [default: 33554432]")
     ] = None,
+    memory_budget: Annotated[
+        int | None, typer.Option(help="Bytes of memory for all workers. [default: what the host has]")
+    ] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests waiting per model. [default: 256]")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the token that requests must bring; or set MLOS_TOKEN.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(help="File of the token of administration; or set MLOS_ADMIN_TOKEN.")
+    ] = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Listen beyond loopback although requests need no token.")
     ] = False,
@@ -87,10 +97,14 @@ def serve(
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,
         "max_body_bytes": max_body_bytes,
+        "memory_budget": memory_budget,
         "max_queue": max_queue,
+        "token_file": token_file,
+        "admin_token_file": admin_token_file,
         "allow_remote": allow_remote or None,
     }
     settings = _settings({name: value for name, value in flags.items() if value is not None})
+    gate = gate_of(settings)
     _refuse_strangers(settings)
     for each in (settings.port, settings.grpc_port):  # before minutes go into installs
         if each is not None:
@@ -100,7 +114,7 @@ def serve(
     listener = server.listen(settings.host, settings.port)
     handler = log.start(log_level)
     try:
-        server.run(settings, listener, named, handler)
+        server.run(settings, listener, named, gate, handler)
     finally:
         handler.close()
 
@@ -112,13 +126,16 @@ def _settings(flags: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UsageError(
-            f"setting {name}: {first['msg']}", field=name, expected=first["msg"], got=repr(first["input"])
+            f"setting {name}: {first['msg']}",
+            field=name,
+            expected=first["msg"],
+            got="(not shown)" if "token" in name else repr(first["input"]),
         ) from error
 
 
 def _refuse_strangers(settings: Settings) -> None:
     """Without tokens, who reaches the address may use the server: beyond loopback only if asked for (T11)."""
-    if settings.allow_remote or settings.host == "localhost":
+    if settings.allow_remote or settings.token or settings.token_file or settings.host == "localhost":
         return
     try:
         loopback = ipaddress.ip_address(settings.host).is_loopback
@@ -131,7 +148,7 @@ def _refuse_strangers(settings: Settings) -> None:
             field="host",
             expected="a loopback address",
             got=settings.host,
-            hint="add --allow-remote if that is what you want, or put a proxy that authenticates in front",
+            hint="set MLOS_TOKEN or --token-file, or add --allow-remote if that is what you want",
         )
 
 

@@ -145,6 +145,12 @@ class _Replicas(Collector):
         """The families, one sample a replica; a value that is not known is left out."""
         replicas = self._supervisor.loaded()
         restarts = CounterMetricFamily("mlos_restarts", "Workers replaced", labels=_MODEL)
+        loads = CounterMetricFamily(
+            "mlos_loads", "Workers that became ready, by why they were started", labels=(*_MODEL, "reason")
+        )
+        evictions = CounterMetricFamily(
+            "mlos_evictions", "Idle workers ended to make room for another model", labels=_MODEL
+        )
         info = GaugeMetricFamily(
             "mlos_model_info",
             "A served model, and what it is served with once it has been loaded",
@@ -153,6 +159,9 @@ class _Replicas(Collector):
         for replica in replicas:
             package = replica.package
             restarts.add_metric(_labels(replica), replica.restarts)
+            evictions.add_metric(_labels(replica), replica.evictions)
+            for reason, count in replica.loads.items():
+                loads.add_metric((*_labels(replica), reason), count)
             served, report = replica.served_as, replica.report
             info.add_metric(
                 (
@@ -163,6 +172,8 @@ class _Replicas(Collector):
                 1,
             )
         yield restarts
+        yield loads
+        yield evictions
         yield info
         installs = GaugeMetricFamily(
             "mlos_install_seconds", "What each stage of the model's install took", labels=(*_MODEL, "stage")

@@ -1,4 +1,4 @@
-"""A replica: one model's worker process through all its lives, and the queue that outlives them.
+"""A replica: one model's worker through all its lives, and the queue that outlives them.
 
 States: STOPPED (nothing runs; the next request starts it), LOADING, READY, RESTARTING (the worker ended and is
 being replaced) and FAILED (it was refused, or crashed again and again; ``error`` says why). A worker's death
@@ -10,31 +10,19 @@ turned away.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import re
-import resource
-import signal
-import sys
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter
 from enum import StrEnum
-from pathlib import Path
-
-import msgspec
 
 from mlos.accel.userspace import UserspaceFront
-from mlos.core.chosen import Chooser, Served
+from mlos.core.chosen import Served
+from mlos.core.life import Life, Terms
 from mlos.core.log import fields
-from mlos.core.spawned import Spawned
 from mlos.core.statistics import Statistics
-from mlos.core.worker_protocol import Orders, Report
-from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
-from mlos.host.child import environment
+from mlos.core.worker_protocol import Report
+from mlos.errors import MlosError, NoRoomError, UnavailableError
 from mlos.store import Package, Store
-from mlos.tasks import Limits
 
 CRASH_LIMIT = 5
 """Deaths in a row after which a model is given up."""
@@ -42,17 +30,16 @@ DELAYS = (0.0, 0.5, 1.0, 2.0)
 """Seconds before each replacement in a row."""
 STABLE_SECONDS = 30.0
 """A worker that was ready for so long died by itself, not in a row."""
-OVERRUN_SECONDS = 5.0
-"""How far a worker may overrun the deadline of what it computes before it is taken for hung and ended."""
-_GOODBYE_SECONDS = 1.0
 _POLL_SECONDS = 0.02
-_TAIL_LINES = 5
-_LONGEST_LINE = 1 << 16
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_PAGE_BYTES = resource.getpagesize()
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+_REST_SECONDS = 0.05
+_UNLOADED = "unloaded: it is not served until it is loaded"
+_BASE_BYTES, _BYTES_PER_BYTE = 96 << 20, 1.5
+"""What a worker takes without a model, and for each byte of its files: about what has been seen."""
 
 _log = logging.getLogger(__name__)
+
+
+__all__ = ["Replica", "State", "Terms"]
 
 
 class State(StrEnum):
@@ -63,16 +50,6 @@ class State(StrEnum):
     READY = "READY"
     RESTARTING = "RESTARTING"
     FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On what terms every worker of a server runs. ``load_timeout`` is in seconds."""
-
-    load_timeout: float
-    limits: Limits
-    chooser: Chooser
-    sequences: int = 1
 
 
 class Replica:
@@ -88,6 +65,15 @@ class Replica:
         self.report: Report | None = None
         self.load_seconds: float | None = None
         self.restarts = 0
+        self.evictions = 0
+        self.loads: Counter[str] = Counter()
+        """How often it became ready, by why it was loaded."""
+        self.withdrawn = False
+        """Whether it is to be out of service: then requests are turned away. The supervisor says so, at once,
+        while loading and unloading take their time: the last word counts."""
+        self.pinned = False
+        """Whether it makes way for no other model."""
+        self.last_used = time.monotonic()
         self.terms = terms
         self.statistics = Statistics()
         self.service_seconds = 0.0
@@ -95,27 +81,43 @@ class Replica:
         self.channel = UserspaceFront(self._broken)
         self._store = store
         self._lives: asyncio.Task[None] | None = None
-        self._process: Spawned | None = None
-        self._ended_for: str | None = None
+        self._halting: asyncio.Task[None] | None = None
+        self._why = ""
+        self._peak = 0
+        self._life: Life | None = None
         self._ready_since = 0.0
         self._again_at = 0.0
         self._crashes = 0
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
-    def start(self) -> None:
+    def start(self, why: str) -> None:
         """See to it that a worker runs or is on its way. Any number of callers share one."""
+        if isinstance(self.error, NoRoomError) and self._halting is None:
+            self._lives = None  # there may be room by now
         if self._lives is None:
-            self.state, self.reason = State.LOADING, "loading"
+            self.state, self.reason, self.error = State.LOADING, "loading", None
+            self._why, self._crashes = why, 0
             self._lives = asyncio.create_task(self._live())
 
     def admit(self) -> None:
         """Start the worker if need be, or raise what a request has to be answered with now.
 
         Raises:
-            UnavailableError: the worker dies again and again; ``retry_after`` is when the next should be ready.
+            UnavailableError: it was unloaded, or its worker dies again and again; then ``retry_after`` is when
+                the next should be ready.
             MlosError: the model has failed, for this reason.
         """
-        self.start()
+        if self.withdrawn:
+            raise UnavailableError(
+                f"model {self.name} has been unloaded",
+                field="model",
+                retry_after=STABLE_SECONDS,
+                hint=f"administration loads it again: POST /admin/models/{self.name}/load",
+            )
+        self.last_used = time.monotonic()
+        self.start("request")
+        self._refuse()
+
+    def _refuse(self) -> None:
         if self.error is not None:
             raise self.error.again()
         if self.state is State.RESTARTING and self._crashes > 1:
@@ -124,30 +126,63 @@ class Replica:
                 retry_after=max(0.0, self._again_at - time.monotonic()) + (self.load_seconds or 1.0),
             )
 
-    async def loaded(self) -> None:
-        """Start the worker if need be, and wait until it is ready.
+    async def load(self, why: str) -> None:
+        """Wait until the model is ready; what failed before is tried again.
 
         Raises:
-            MlosError: what :meth:`admit` raises, now or meanwhile.
+            UnavailableError: it dies again and again, or was unloaded meanwhile.
+            MlosError: what it failed for.
         """
-        while self.state is not State.READY:
-            self.admit()
+        while self._halting is not None:
+            await asyncio.shield(self._halting)
+        if self.error is not None:
+            self._lives = None
+        before = sum(self.loads.values())
+        self.start(why)
+        while self.state is not State.READY and sum(self.loads.values()) == before:
+            if self.withdrawn:
+                raise UnavailableError(f"model {self.name} was unloaded while it was loaded")
+            self._refuse()
             await asyncio.sleep(_POLL_SECONDS)
 
+    async def unload(self) -> None:
+        """End the worker of a model that is out of service, once what was accepted is answered.
+
+        Raises:
+            UnavailableError: it was loaded again before that.
+        """
+        while self.withdrawn and (self.channel.waiting or self.channel.claimed):
+            await asyncio.sleep(_REST_SECONDS)
+        if not self.withdrawn:
+            raise UnavailableError(f"model {self.name} was loaded while it was unloaded")
+        await self._halt(_UNLOADED)
+
+    async def rest(self, why: str) -> None:
+        """End the worker as soon as nothing waits and nothing is computed; the next request starts another."""
+        await self._rested()
+        await self._halt(why)
+
+    async def evict(self) -> None:
+        """End the idle worker to make room."""
+        self.evictions += 1
+        await self._halt("it made way for another model: its next request loads it")
+
     async def stop(self) -> None:
-        """End the worker; what it computes and what waits is answered 503."""
-        if self._lives is not None:
-            self._lives.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._lives
-        self.channel.close(UnavailableError(f"model {self.package.name} has been unloaded"))
-        self.state, self.reason = State.STOPPED, "unloaded"
+        """End the worker for good; what it computes and what waits is answered 503."""
+        self.withdrawn = True
+        self.channel.close(UnavailableError(f"model {self.name} has been unloaded"))
+        await self._halt(_UNLOADED)
 
     async def drain(self) -> None:
         """Stop as soon as nothing waits and nothing is computed."""
-        while self.channel.waiting or self.channel.claimed:
-            await asyncio.sleep(0.05)
+        await self._rested()
         await self.stop()
+
+    def follow(self, elder: Replica) -> None:
+        """Go on with what an elder of the same package has counted and learnt."""
+        self.statistics, self.loads = elder.statistics, elder.loads
+        self.evictions, self.restarts = elder.evictions, elder.restarts
+        self._peak, self.pinned = elder._peak, elder.pinned
 
     def served(self, seconds: float) -> None:
         """Note how long the worker spent on a request."""
@@ -156,37 +191,43 @@ class Replica:
     @property
     def pid(self) -> int | None:
         """The worker process, while there is one."""
-        return self._process.pid if self._process is not None else None
+        return self._life.pid if self._life is not None else None
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.package.name
+
+    @property
+    def idle(self) -> bool:
+        """Whether its worker may be ended without anybody noticing but by the time of the next request."""
+        busy = self.channel.waiting or self.channel.claimed
+        return self.state is State.READY and not busy and not self.pinned
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory of a worker: the most one has had here, or what its files let expect before one has run."""
+        package = self.served_as.package if self.served_as is not None else self.package
+        seen = max(self._peak, self._life.peak_bytes if self._life is not None else 0)
+        return seen or _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size)
 
     def memory_bytes(self) -> int | None:
         """Resident memory of the worker, while there is one."""
-        if self.pid is None:
-            return None
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
-        except (OSError, IndexError):  # it has just ended
-            return None
-        return int(pages) * _PAGE_BYTES
+        return self._life.memory_bytes() if self._life is not None else None
 
     def peak_memory_bytes(self) -> int | None:
         """The most resident memory the worker has had, while there is one."""
-        if self.pid is None:
-            return None
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
-        except OSError:  # it has just ended
-            return None
-        found = _PEAK.search(status)
-        return int(found[1]) * 1024 if found else None
+        return self._life.note_peak() if self._life is not None else None
 
     async def _live(self) -> None:
         try:
             # In a thread: to know the host may take a second, in which others are to be answered.
             served = await asyncio.to_thread(self.terms.chooser.served, self.package)
             self.served_as = served
-            with self._store.lease(served.package):
-                while True:
-                    await self._bury(await self._one_life(served))
+            async with self.terms.room.taken_by(self):
+                with self._store.lease(served.package):
+                    while True:
+                        await self._bury(await self._one_life(served))
         except MlosError as error:
             self._fail(error)
         except Exception:  # a bug of ours must not leave requests waiting for a worker that never comes
@@ -194,6 +235,30 @@ class Replica:
             self._fail(
                 MlosError(f"model {self.package.name} cannot be loaded: the server met a bug; see its log")
             )
+
+    async def _rested(self) -> None:
+        """Wait until nothing waits and nothing is computed; who has found this replica gets to ask it first."""
+        while True:
+            await asyncio.sleep(_REST_SECONDS)
+            if not self.channel.waiting and not self.channel.claimed:
+                return
+
+    async def _halt(self, why: str) -> None:
+        """End the worker, to which nothing is handed from now on; what waits is left waiting."""
+        if self._halting is None:
+            self.channel.disconnect(UnavailableError(f"model {self.name} has been unloaded"))
+            self.state, self.reason = State.STOPPED, why
+            self._halting = asyncio.create_task(self._end_lives())
+        await asyncio.shield(self._halting)
+
+    async def _end_lives(self) -> None:
+        if self._lives is not None:
+            self._lives.cancel()
+            await asyncio.wait({self._lives})
+        self.channel.disconnect(UnavailableError(f"model {self.name} has been unloaded"))
+        self._lives = self._halting = self.error = None
+        if self.channel.waiting:  # accepted meanwhile
+            self.start("request")
 
     def _fail(self, error: MlosError) -> None:
         self.error, self.state, self.reason = error, State.FAILED, error.message
@@ -217,96 +282,39 @@ class Replica:
         await asyncio.sleep(delay)
 
     async def _one_life(self, served: Served) -> str:
-        """Start a worker and see it through; returns how it ended.
+        """See a worker through; returns how it ended.
 
         Raises:
             MlosError: it refused to load the model.
         """
-        started = time.monotonic()
-        self._ended_for = None
-        self._ready_since = started  # a worker that dies while it loads has not been ready for long
+        life = self._life = Life(self.name, served, self._store, self.terms, self.channel, self._loss)
+        self._ready_since = life.started  # a worker that dies while it loads has not been ready for long
         try:
-            process = self._process = await self._spawn(served, started)
-        except OSError as error:  # no more processes, descriptors or memory: it may go better later
-            ended = f"could not be started: {error.strerror}"
-            self.channel.disconnect(UnavailableError(ended))
-            return ended
-        self._tail.clear()
-        listening = asyncio.create_task(self._listen(process.stderr))
-        dead = asyncio.create_task(process.wait())
-        try:
-            report = await self._first_word(process.stdout)
-            if report is not None:
-                if report.error is not None:
-                    raise MlosError.from_dict(report.error)
-                self._is_ready(served, report, started)
-            while not (await asyncio.wait({dead}, timeout=1.0))[0]:
-                if self.channel.overdue() > OVERRUN_SECONDS:
-                    self._end(f"overran a request's deadline by {OVERRUN_SECONDS:g} s and was ended")
-            await listening
-            return self._epitaph(dead.result())
+            return await life.run(lambda report: self._is_ready(served, report, life))
         finally:
-            await self._bid_farewell(process, dead)
-            listening.cancel()
+            self._peak = max(self._peak, life.peak_bytes)
+            self._life = None
 
-    async def _spawn(self, served: Served, started: float) -> Spawned:
-        descriptor = self.channel.connect()
-        choice = served.choice
-        orders = Orders(
-            parent=os.getpid(),
-            channel=descriptor,
-            store=str(self._store.root.absolute()),
-            digest=served.package.digest,
-            threads=choice.candidate.threads,
-            limits=self.terms.limits,
-            started=started,
-            engine=choice.candidate.engine,
-            precision=choice.candidate.precision,
-            compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
-            most=choice.batching.most if choice.batching is not None else 1,
-            longest=choice.batching.longest if choice.batching is not None else None,
-            sequences=self.terms.sequences,
+    def _loss(self) -> MlosError:
+        return UnavailableError(
+            f"the worker of {self.name} ended while it computed this request; another takes its place",
+            retry_after=self.load_seconds or 1.0,
         )
-        try:
-            return await Spawned.start(
-                # -P: no file of the working folder can pass for a module.
-                (sys.executable, "-P", "-m", "mlos.core.worker"),
-                message=msgspec.json.encode(orders) + b"\n",
-                pass_fds=(descriptor,),
-                env={
-                    **environment(served.package.folder),
-                    # No thread may start before the sandbox holds, and the engine's threads are all there are.
-                    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
-                },
-                limit=_LONGEST_LINE,
-            )
-        finally:
-            os.close(descriptor)
 
-    async def _first_word(self, stream: asyncio.StreamReader) -> Report | None:
-        """What the worker reports once it has loaded; nothing if it died before."""
-        name = self.package.name
-        try:
-            async with asyncio.timeout(self.terms.load_timeout):
-                text = await stream.readline()
-            return msgspec.json.decode(text, type=Report) if text else None
-        except TimeoutError as error:
-            raise DeadlineError(
-                f"model {name} took longer than {self.terms.load_timeout:g} s to load",
-                hint="raise --load-timeout",
-            ) from error
-        except ValueError as error:  # no JSON, not a report, or a line without end
-            raise WorkerError(f"the worker of {name} reported nonsense: {error}") from error
+    def _broken(self, reason: str) -> None:
+        if self._life is not None:
+            self._life.end(f"broke the protocol ({reason}) and was ended")
 
-    def _is_ready(self, served: Served, report: Report, started: float) -> None:
+    def _is_ready(self, served: Served, report: Report, life: Life) -> None:
         self._ready_since = time.monotonic()
-        self.report, self.load_seconds = report, self._ready_since - started
+        self.loads[self._why] += 1
+        self._why = "restart"
+        self.report, self.load_seconds = report, self._ready_since - life.started
         self.state, self.reason = State.READY, None
-        self._tail.clear()  # what it said while it loaded will not explain its death
         _log.info(
             "model ready",
             extra=fields(
-                **self._identity(),
+                **life.identity,
                 engine=f"{report.engine} {report.engine_version}",
                 precision=report.precision,
                 threads=served.choice.candidate.threads,
@@ -319,56 +327,9 @@ class Replica:
             ),
         )
         for name, why in report.missing.items():
-            _log.warning("sandbox layer missing", extra=fields(**self._identity(), layer=name, reason=why))
+            _log.warning("sandbox layer missing", extra=fields(**life.identity, layer=name, reason=why))
         if report.note is not None:
-            _log.warning(report.note, extra=fields(**self._identity()))
-
-    async def _bid_farewell(self, process: Spawned, dead: asyncio.Task[int]) -> None:
-        """Hang up, which ends a worker that is well; end one that is not."""
-        name = self.package.name
-        self.channel.disconnect(
-            UnavailableError(
-                f"the worker of {name} ended while it computed this request; another takes its place",
-                retry_after=self.load_seconds or 1.0,
-            )
-        )
-        if self._ended_for is None:
-            await asyncio.wait({dead}, timeout=_GOODBYE_SECONDS)
-        if not dead.done():
-            process.kill()
-            await dead
-        process.close()
-        self._process = None
-
-    def _broken(self, reason: str) -> None:
-        self._end(f"broke the protocol ({reason}) and was ended")
-
-    def _end(self, reason: str) -> None:
-        """End the worker for a reason of ours."""
-        if self._process is not None and self._process.returncode is None and self._ended_for is None:
-            self._ended_for = reason
-            self._process.kill()
-
-    async def _listen(self, stream: asyncio.StreamReader) -> None:
-        """Pass on what the worker writes to stderr."""
-        while True:
-            try:
-                text = await stream.readline()
-            except ValueError:  # a line without end: the stream has thrown it away
-                continue
-            if not text:
-                return
-            said = _COLOURS.sub("", text.decode(errors="replace").rstrip())
-            self._tail.append(said)
-            _log.info(said, extra=fields(**self._identity(), source="worker"))
-
-    def _epitaph(self, status: int) -> str:
-        """How the worker ended: our reason if we ended it, else its status and its last words."""
-        if self._ended_for is not None:
-            return self._ended_for
-        names = {each.value: each.name for each in signal.Signals}
-        ended = f"ended with status {status}" if status >= 0 else f"was ended by {names.get(-status, -status)}"
-        return f"{ended}: {self._tail[-1][:200]}" if self._tail else ended
+            _log.warning(report.note, extra=fields(**life.identity))
 
     def _identity(self) -> dict[str, str | int | None]:
-        return {"model": self.package.name, "digest": self.package.digest[:12], "worker": self.pid}
+        return {"model": self.name, "digest": self.package.digest[:12], "worker": self.pid}

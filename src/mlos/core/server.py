@@ -15,13 +15,15 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
 
+from mlos.core.access import Gate
 from mlos.core.chosen import Chooser
 from mlos.core.dataplane import DataPlane
 from mlos.core.http import application
@@ -29,6 +31,7 @@ from mlos.core.http.protocol import LimitedProtocol
 from mlos.core.log import QueuedLog, fields
 from mlos.core.metrics import Metrics
 from mlos.core.replica import Terms
+from mlos.core.room import Room
 from mlos.core.supervisor import Supervisor
 from mlos.errors import MissingExtraError, UsageError
 from mlos.host.environment import usable_cores
@@ -83,25 +86,76 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def listen_for_owner(settings: Settings, port: int) -> Iterator[socket.socket | None]:
+    """A listening Unix socket for administration, which nobody but this user may connect to.
+
+    It is named after the port, so that several servers of one ``MLOS_HOME`` each have their own. Nothing where
+    the folder cannot be written: then only the token administers.
+    """
+    path = settings.sockets / f"admin-{port}.sock"
+    try:
+        listener = _bind_privately(path)
+    except OSError as error:
+        _log.warning("no socket for administration", extra=fields(path=str(path), reason=error.strerror))
+        yield None
+        return
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind_privately(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    path.unlink(missing_ok=True)  # of a server that was killed: the port is ours now
+    listener = socket.socket(socket.AF_UNIX)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        # By the open folder, since the address of a socket holds no more than 107 bytes.
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        path.chmod(0o600)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+    return listener
+
+
 def base_url(listener: socket.socket) -> str:
     """Where a client reaches the socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
+def run(settings: Settings, listener: socket.socket, named: Sequence[str], gate: Gate, log: QueuedLog) -> None:
     """Serve until a signal ends it."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, named, log))
+    with (
+        listen_for_owner(settings, listener.getsockname()[1]) as owners,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(settings, listener, owners, named, gate, log))
 
 
-async def _serve(settings: Settings, listener: socket.socket, named: Sequence[str], log: QueuedLog) -> None:
+async def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    owners: socket.socket | None,
+    named: Sequence[str],
+    gate: Gate,
+    log: QueuedLog,
+) -> None:
     _raise_descriptor_limit()
     store, cores = Store(settings.store), usable_cores()
     terms = Terms(
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
         Chooser(settings.home, store, settings.precision, settings.threads, cores),
+        Room(settings.memory_budget),
         settings.sequences,
     )
     supervisor = Supervisor(store, terms, named)
@@ -110,22 +164,8 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
     plane = DataPlane(
         supervisor, metrics, request_timeout=settings.request_timeout, max_queue=settings.max_queue
     )
-    called = await _listen_for_calls(plane, settings)
-    app = application(plane, max_body_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=LimitedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    called = await _listen_for_calls(plane, gate, settings)
+    server, administered = _server(plane, gate, settings), _server(plane, Gate(owner=True), settings)
     drained = asyncio.Event()
 
     def on_signal() -> None:
@@ -142,6 +182,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
         loop.add_signal_handler(number, on_signal)
     supervisor.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    administering = asyncio.create_task(administered.serve(sockets=[owners])) if owners is not None else None
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_SECONDS)
     if not serving.done():
@@ -151,6 +192,7 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
             extra=fields(
                 url=base_url(listener),
                 grpc=called.address,
+                administration=str(settings.sockets) if owners is not None else None,
                 threads=settings.threads or cores,
                 precision=settings.precision,
                 named=list(named),
@@ -163,8 +205,11 @@ async def _serve(settings: Settings, listener: socket.socket, named: Sequence[st
             await _drain(plane, settings.drain_timeout)
             await supervisor.close()  # what is still under way is answered 503 before its connection is cut
             await called.stop()
-            server.should_exit = True
+            server.should_exit = administered.should_exit = True
         await serving
+        if administering is not None:
+            administered.should_exit = True
+            await administering
     finally:
         ending.cancel()
         await supervisor.close()
@@ -184,15 +229,33 @@ class _Calls:
             await self.server.stop(_CALLS_SECONDS)
 
 
-async def _listen_for_calls(plane: DataPlane, settings: Settings) -> _Calls:
+async def _listen_for_calls(plane: DataPlane, gate: Gate, settings: Settings) -> _Calls:
     if settings.grpc_port is None:
         return _Calls()
     try:
         from mlos.core.grpc.server import GrpcServer
     except ImportError as error:
         raise MissingExtraError.of("grpc", "serving gRPC") from error
-    server = GrpcServer(plane, max_body_bytes=settings.max_body_bytes)
+    server = GrpcServer(plane, gate, max_body_bytes=settings.max_body_bytes)
     return _Calls(server, await server.start(settings.host, settings.grpc_port))
+
+
+def _server(plane: DataPlane, gate: Gate, settings: Settings) -> _Server:
+    app = application(plane, gate, max_body_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout)
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
+        )
+    )
 
 
 class _Server(uvicorn.Server):

@@ -28,6 +28,8 @@ START_SECONDS = 60.0
 READY_SECONDS = 600.0
 STOP_SECONDS = 40.0
 _TAIL = 2000
+_TOKENS = ("MLOS_TOKEN", "MLOS_ADMIN_TOKEN")
+"""Of a server that a person runs: the one that is validated listens on loopback and takes none."""
 
 
 def program(name: str) -> str:
@@ -167,6 +169,7 @@ def serving(reference: str, *flags: str) -> Iterator[Server]:
         with log.open("w") as stderr:
             process = subprocess.Popen(  # noqa: S603  (our own program)
                 [program("mlos_core"), "--model", reference, "--port", "0", *flags],
+                env={name: value for name, value in os.environ.items() if name not in _TOKENS},
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,

@@ -15,9 +15,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the library's own lines are n
 
 import grpc
 
+from mlos.core.access import Gate, Right
 from mlos.core.dataplane import CLIENT_LEFT, DataPlane
 from mlos.core.grpc.messages import HEALTH, INFERENCE, Messages
-from mlos.core.grpc.service import Context, Health, Inferring
+from mlos.core.grpc.service import Context, Health, Inferring, authorization_of
 from mlos.core.http.envelope import request_id_of
 from mlos.core.http.errors import text_of
 from mlos.core.log import fields
@@ -28,6 +29,7 @@ _ENVELOPE_BYTES = 64 << 10
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.FAILED_PRECONDITION,
@@ -38,13 +40,17 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
+_OPEN = ("ServerLive", "ServerReady")
+"""What whoever watches over the server asks, and no token is needed for."""
+_ADMINISTRATION = ("RepositoryModelUnload",)
+
 _log = logging.getLogger(__name__)
 
 
 class GrpcServer:
     """One port on which the protocol's services are answered, in the event loop of the data plane."""
 
-    def __init__(self, plane: DataPlane, *, max_body_bytes: int) -> None:
+    def __init__(self, plane: DataPlane, gate: Gate, *, max_body_bytes: int) -> None:
         messages = Messages()
         self._server = grpc.aio.server(
             options=[
@@ -53,8 +59,9 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        for name, service in ((INFERENCE, Inferring(plane, messages)), (HEALTH, Health(plane, messages))):
-            self._server.add_generic_rpc_handlers((_handlers(messages, name, service),))
+        services = ((INFERENCE, Inferring(plane, messages, gate)), (HEALTH, Health(plane, messages)))
+        for name, service in services:
+            self._server.add_generic_rpc_handlers((_handlers(messages, name, service, gate),))
 
     async def start(self, host: str, port: int) -> str:
         """Listen; returns the address that clients connect to.
@@ -81,12 +88,14 @@ class GrpcServer:
         await self._server.stop(seconds)
 
 
-def _handlers(messages: Messages, name: str, service: Any) -> grpc.GenericRpcHandler:
+def _handlers(messages: Messages, name: str, service: Any, gate: Gate) -> grpc.GenericRpcHandler:
     """What gRPC calls for each method of a service."""
     handlers: dict[str, Any] = {}
     described: Mapping[str, Any] = {each.name: each for each in messages.pool.FindServiceByName(name).methods}
     for method, (takes, gives) in messages.methods(name).items():
         call, path = getattr(service, method), f"/{name}/{method}"
+        if name != HEALTH and method not in _OPEN:
+            call = _Guarded(call, gate, Right.ADMINISTRATION if method in _ADMINISTRATION else Right.INFERENCE)
         if described[method].client_streaming:
             handler = grpc.stream_stream_rpc_method_handler(
                 _many(call, path), takes.FromString, gives.SerializeToString
@@ -101,6 +110,18 @@ def _handlers(messages: Messages, name: str, service: Any) -> grpc.GenericRpcHan
             )
         handlers[method] = handler
     return grpc.method_handlers_generic_handler(name, handlers)
+
+
+class _Guarded:
+    """A method that needs a right."""
+
+    def __init__(self, method: Any, gate: Gate, right: Right) -> None:
+        self._method, self._gate, self._right = method, gate, right
+
+    def __call__(self, request: Any, context: Context) -> Any:
+        """What the method returns, if it may be called."""
+        self._gate.check(self._right, authorization_of(context))
+        return self._method(request, context)
 
 
 def _one(method: Any, path: str) -> Any:

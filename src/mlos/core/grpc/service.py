@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from mlos.core.access import Gate, Right
 from mlos.core.dataplane import DataPlane, Inference, Part
 from mlos.core.grpc.infer import call_of, parameters_of, response_of
 from mlos.core.grpc.messages import HEALTH, INFERENCE, Messages
@@ -30,8 +31,8 @@ _WATCH_SECONDS = 0.2
 class Inferring:
     """The service ``inference.GRPCInferenceService``; each method is named as the protocol names it."""
 
-    def __init__(self, plane: DataPlane, messages: Messages) -> None:
-        self._plane, self._messages = plane, messages
+    def __init__(self, plane: DataPlane, messages: Messages, gate: Gate) -> None:
+        self._plane, self._messages, self._gate = plane, messages, gate
         self._models = Models(plane)
 
     async def ServerLive(self, request: Any, context: Context) -> Any:  # noqa: N802  # the protocol's name
@@ -73,12 +74,16 @@ class Inferring:
 
     async def RepositoryModelLoad(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Load a model now."""
-        await self._models.load(request.model_name, request.parameters)
+        rights = self._gate.rights(authorization_of(context))
+        await self._models.load(
+            request.model_name, request.parameters, administrator=Right.ADMINISTRATION in rights
+        )
         return self._messages["inference.RepositoryModelLoadResponse"]()
 
     async def RepositoryModelUnload(self, request: Any, context: Context) -> Any:  # noqa: N802
-        """Refused, with the reason."""
-        self._models.unload(request.model_name)
+        """End a model's worker; it is not served until it is loaded again."""
+        await self._models.unload(request.model_name)
+        return self._messages["inference.RepositoryModelUnloadResponse"]()
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Answer one request; the client's leaving, or its deadline, cancels it."""
@@ -194,6 +199,12 @@ class Health:
         if service not in ("", INFERENCE, HEALTH):
             return None
         return "SERVING" if self._plane.unready() is None else "NOT_SERVING"
+
+
+def authorization_of(context: Context) -> str:
+    """What a call brings as its ``authorization``."""
+    value = dict(context.invocation_metadata() or ()).get("authorization", "")
+    return value if isinstance(value, str) else ""
 
 
 def _text(part: Part) -> Tensor:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlos.errors import MlosError, PayloadTooLargeError, UnavailableError, UsageError
+from mlos.errors import AuthenticationError, MlosError, PayloadTooLargeError, UnavailableError, UsageError
 
 JSON = "application/json"
 _LONGEST = {"message": 2000, "field": 300, "expected": 2000, "got": 300}
@@ -88,10 +88,12 @@ def answer_error(error: MlosError, request_id: str | None, path: str = "") -> Re
 
 
 def headers_of(error: MlosError) -> dict[str, str]:
-    """The headers that go with an error: ``Retry-After`` where it knows, and whether the connection ends."""
+    """The headers that go with an error: when to come back, how to be let in, whether the connection ends."""
     headers = {}
     if isinstance(error, UnavailableError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, AuthenticationError):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, SlowRequestError | PayloadTooLargeError):
         headers["connection"] = "close"  # the rest of the request is not waited for
     return headers

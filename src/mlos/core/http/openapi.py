@@ -44,6 +44,9 @@ def document() -> dict[str, Any]:
             "title": "MLOS",
             "version": __version__,
             "summary": "Models asked by MLOS V1, the Open Inference Protocol V2 or OpenAI's protocol",
+            "description": "Where the server has tokens, requests bring one as `Authorization: Bearer TOKEN`; "
+            "health, readiness and this document need none. Administration is answered on the server's Unix "
+            "socket, or with the token of administration.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
@@ -120,7 +123,21 @@ def _paths() -> dict[str, Any]:
             "post": _post("load", "Load a model now", "LoadRequest", {JSON: "Nothing"}, flat=True, needed=False)
         },
         "/v2/repository/models/{name}/unload": {
-            "post": _post("unload", "Refused: it is administration", "Nothing", {}, flat=True, needed=False)
+            "post": _post(
+                "unload",
+                "Take a model out of service; administration",
+                "Nothing",
+                {JSON: "Nothing"},
+                flat=True,
+                needed=False,
+            )
+        },
+        "/admin/models/{name}/load": {"post": _post("admin_load", "Load a model now", None, {JSON: "Model"})},
+        "/admin/models/{name}/unload": {
+            "post": _post("admin_unload", "Take a model out of service", None, {JSON: "Model"})
+        },
+        "/admin/models/{name}/reload": {
+            "post": _post("admin_reload", "Put a new worker in the present one's place", None, {JSON: "Model"})
         },
     }
     for path in _MODEL:
@@ -186,21 +203,19 @@ def _get(
 def _post(
     name: str,
     summary: str,
-    schema: str,
+    schema: str | None,
     answers: Mapping[str, str | None],
     *,
     flat: bool = False,
     takes: Sequence[str] = (),
     needed: bool = True,
 ) -> dict[str, Any]:
+    told = {"operationId": name, "summary": summary, "responses": _responses(answers, flat=flat)}
+    if schema is None:
+        return told
     content: dict[str, Any] = {JSON: {"schema": _ref(schema)}}
     content |= {kind: {"schema": {"type": "object"}} if kind == _FORM else {} for kind in takes}
-    return {
-        "operationId": name,
-        "summary": summary,
-        "requestBody": {"required": needed, "content": content},
-        "responses": _responses(answers, flat=flat),
-    }
+    return {**told, "requestBody": {"required": needed, "content": content}}
 
 
 def _responses(answers: Mapping[str, str | None], *, flat: bool) -> dict[str, Any]:

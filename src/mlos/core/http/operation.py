@@ -25,12 +25,18 @@ class Operation:
         self._plane = plane
 
     @property
-    def routes(self) -> Sequence[BaseRoute]:
-        """Where they are."""
+    def open_routes(self) -> Sequence[BaseRoute]:
+        """What whoever watches over the server asks, and no token is needed for."""
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/v2/health/live", self.live, methods=["GET"]),
             Route("/v2/health/ready", self.ready, methods=["GET"]),
+        ]
+
+    @property
+    def routes(self) -> Sequence[BaseRoute]:
+        """The others, which tell what is served."""
+        return [
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
         ]

@@ -69,7 +69,7 @@ class V1:
     async def models(self, request: Request) -> Response:
         """Every model that is served, with its state, and those that cannot be, with the reason."""
         supervisor = self._plane.supervisor
-        data = [_row(replica) for replica in supervisor.models()]
+        data = [row(replica) for replica in supervisor.models()]
         data += [_broken_row(broken) for broken in supervisor.broken()]
         return Response(msgspec.json.encode({"object": "list", "data": data}), 200, None, JSON)
 
@@ -78,7 +78,7 @@ class V1:
         name = request.path_params["name"]
         if name.endswith("/inference"):
             raise HTTPException(MethodError.http_status, headers={"Allow": "POST"})
-        return Response(msgspec.json.encode(_row(self._plane.supervisor.find(name))), 200, None, JSON)
+        return Response(msgspec.json.encode(row(self._plane.supervisor.find(name))), 200, None, JSON)
 
 
 async def _events(
@@ -113,7 +113,8 @@ def _answer(inference: Inference, request_id: str) -> dict[str, Any]:
     }
 
 
-def _row(replica: Replica) -> dict[str, Any]:
+def row(replica: Replica) -> dict[str, Any]:
+    """A model as lists tell it."""
     package, manifest, report = replica.package, replica.package.manifest, replica.report
     return {
         "id": package.name if package.owns_name else package.reference,

@@ -109,13 +109,17 @@ class V2:
             Route("/v2/models/stats", self.statistics, methods=["GET"]),
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{name:path}/load", self.load, methods=["POST"]),
-            Route("/v2/repository/models/{name:path}/unload", self.unload, methods=["POST"]),
             *(Route(f"{model}/infer", self.infer, methods=["POST"]) for model in _MODEL),
             *(Route(f"{model}/ready", self.ready, methods=["GET"]) for model in _MODEL),
             *(Route(f"{model}/config", self.config, methods=["GET"]) for model in _MODEL),
             *(Route(f"{model}/stats", self.statistics, methods=["GET"]) for model in _MODEL),
             *(Route(model, self.metadata, methods=["GET"]) for model in _MODEL),
         ]
+
+    @property
+    def routes_of_administration(self) -> Sequence[BaseRoute]:
+        """Those that take a model from others."""
+        return [Route("/v2/repository/models/{name:path}/unload", self.unload, methods=["POST"])]
 
     async def server(self, request: Request) -> Response:
         """The server's metadata."""
@@ -153,16 +157,17 @@ class V2:
         asked = await self._read(request, _LOAD)
         name, _ = _named(request)
         try:
-            await unless_left(request.receive, self._models.load(name, asked.parameters))
+            load = self._models.load(name, asked.parameters, administrator=request.state.administrator)
+            await unless_left(request.receive, load)
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT)
         return _json({})
 
     async def unload(self, request: Request) -> Response:
-        """Refused, with the reason."""
+        """End a model's worker; it is not served until it is loaded again."""
         await self._read(request, _UNLOAD)
-        self._models.unload(_named(request)[0])
-        raise AssertionError("an unload was not refused")
+        await self._models.unload(_named(request)[0])
+        return _json({})
 
     async def infer(self, request: Request) -> Response:
         """Answer one request; the client's leaving cancels it."""

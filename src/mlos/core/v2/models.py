@@ -12,7 +12,7 @@ from mlos import __version__
 from mlos.core.dataplane import DataPlane
 from mlos.core.replica import Replica, State
 from mlos.engines import engine_for
-from mlos.errors import MlosError, NotFoundError, NotOfferedError
+from mlos.errors import ForbiddenError, MlosError, NotFoundError, NotOfferedError
 from mlos.model import Artifact, TensorSpec
 from mlos.store import Package
 
@@ -56,7 +56,8 @@ class Models:
         replica = self.find(name, version)
         if self._plane.draining:
             return "draining: the server is about to end"
-        return None if replica.state in (State.READY, State.STOPPED) else replica.reason or replica.state
+        able = replica.state in (State.READY, State.STOPPED) and not replica.withdrawn
+        return None if able else replica.reason or replica.state
 
     def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """The tensors that a model takes and gives; a free axis is -1."""
@@ -119,10 +120,14 @@ class Models:
         ]
         return [row for row in rows if not ready or row["state"] == "READY"]
 
-    async def load(self, name: str, parameters: object = None) -> None:
+    async def load(self, name: str, parameters: object = None, *, administrator: bool) -> None:
         """Load a model now instead of at its first request, and wait until it is ready.
 
+        Who may ask may load, since the first request does it too; what was taken out of service comes back by
+        administration alone.
+
         Raises:
+            ForbiddenError: if it was unloaded, and who asks is no administrator.
             NotOfferedError: if it is to be loaded otherwise than it was packaged.
             MlosError: what it failed for.
         """
@@ -132,20 +137,17 @@ class Models:
                 field="parameters",
                 expected="no parameters",
             )
-        await self.find(name).loaded()
+        if self.find(name).withdrawn and not administrator:
+            raise ForbiddenError(
+                f"model {name} was unloaded, and only administration loads it again",
+                field="name",
+                hint="load it on the server's Unix socket, or with the administration token",
+            )
+        await self._plane.supervisor.load(name)
 
-    def unload(self, name: str) -> None:
-        """Refuse: who may ask a model must not be able to take it from others.
-
-        Raises:
-            NotOfferedError: always, where there is such a model.
-        """
-        self.find(name)
-        raise NotOfferedError(
-            f"model {name} cannot be unloaded here: that is administration, and this is not its address",
-            field="name",
-            hint="remove it with: axon remove, or start mlos_core with --model for those it should serve",
-        )
+    async def unload(self, name: str) -> None:
+        """Take a model out of service; returns once its worker has ended."""
+        await self._plane.supervisor.unload(name)
 
 
 def name_of(package: Package) -> str:
