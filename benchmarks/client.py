@@ -1,8 +1,8 @@
 """The one client of every side: raw HTTP/1.1 over connections kept alive, each asking again when answered.
 
 It knows nothing of models: requests are bytes made before, answers are bytes looked at after. Every
-answer's status is read as it comes; of the bodies, the first of each request and one in every hundred is kept, to
-be checked.
+answer's status is read as it comes; of the bodies, the first of each request and one in every hundred is kept,
+to be checked.
 """
 
 from __future__ import annotations

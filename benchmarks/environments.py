@@ -33,7 +33,7 @@ def python_of(name: str, requirements: Path, base: str | None, *, fresh: bool = 
         raise NotFoundError(f"{name} needs {base}, which is not there", hint="apt-get install python3-venv")
     made_of = base or sys.executable
     version = _output([made_of, "-c", "import sys; print(sys.version)"], name)
-    key = hashlib.sha256(f"{made_of}\n{version}\n".encode() + requirements.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(f"{base}\n{version}\n".encode() + requirements.read_bytes()).hexdigest()[:16]
     folder = platformdirs.user_cache_path("mlos") / "bench" / f"{name}-{key}"
     python = folder / "bin" / "python"
     if not (folder / _STAMP).exists() and not fresh:

@@ -1,7 +1,8 @@
 """The forms in which a request goes to a server and its answer comes back, and whether that answer is right.
 
-The Open Inference Protocol V2 carries tensors as JSON or as bytes behind it. Servers without it get the
-same JSON. A text goes as ``{"text": ...}``, or as a BYTES tensor where a server speaks V2 alone.
+The Open Inference Protocol V2 carries tensors as JSON or as bytes behind it, under an id, without which KServe
+answers 500. Servers that do not know the protocol get the same JSON. A text goes as ``{"text": ...}``, or as a BYTES
+tensor where a server speaks V2 alone.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def written(form: Form, path: str, asked: Asked) -> bytes:
         body = msgspec.json.encode({"text": asked.text})
     elif form == "v2-text":
         tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [asked.text]}
-        body = msgspec.json.encode({"inputs": [tensor]})
+        body = msgspec.json.encode({"id": "1", "inputs": [tensor]})
     elif form == "v2-json":
         inputs = [
             {**_told(name, array), "data": array.ravel().tolist()} for name, array in asked.tensors.items()
         ]
         outputs = [{"name": name} for name in asked.outputs]
-        body = msgspec.json.encode({"inputs": inputs, "outputs": outputs})
+        body = msgspec.json.encode({"id": "1", "inputs": inputs, "outputs": outputs})
     else:
         inputs = [
             {**_told(name, array), "parameters": {"binary_data_size": array.nbytes}}
@@ -55,7 +56,7 @@ def written(form: Form, path: str, asked: Asked) -> bytes:
         ]
         outputs = [{"name": name, "parameters": {"binary_data": True}} for name in asked.outputs]
         parameters = {"binary_data_output": True}  # some look here alone, some at the outputs alone
-        head = msgspec.json.encode({"inputs": inputs, "outputs": outputs, "parameters": parameters})
+        head = msgspec.json.encode({"id": "1", "inputs": inputs, "outputs": outputs, "parameters": parameters})
         headers[_HEADER] = str(len(head))
         body = b"".join((head, *(array.tobytes() for array in asked.tensors.values())))
     kind = "application/octet-stream" if form == "v2-binary" else "application/json"

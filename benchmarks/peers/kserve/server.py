@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,4 +53,5 @@ if __name__ == "__main__":
     model = OnnxRuntime("model")
     model.load()
     server = ModelServer(http_port=int(sys.argv[1]), enable_grpc=False, workers=1, enable_latency_logging=False)
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     server.start([model])

@@ -1,8 +1,6 @@
 """LitServe: one API that takes tensors or a text."""
 
-from __future__ import annotations
-
-import sys
+import sys  # and no annotations from the future: LitServe reads them as they stand
 from typing import Any
 
 import litserve
