@@ -79,6 +79,7 @@ def ask(port: int, request: bytes) -> tuple[bytes, str | None]:
         load = _Load([request], [0], 1)
         connection = await load.connect(port)
         await load.until(lambda: bool(load.done))
+        load.stopped = True
         connection.close()
         _, body, length = load.kept[0]
         return body, length
@@ -106,6 +107,7 @@ async def _drive(
     await load.until(lambda: time.perf_counter() >= began + seconds and len(load.done) >= first + clients)
     taken = time.perf_counter() - began
     latencies = [each for _, each in load.done[first:]]
+    load.stopped = True
     for connection in connections:
         connection.close()
     share = (steal_seconds() - stolen) / (taken * usable_cores())
@@ -164,7 +166,6 @@ class _Connection(asyncio.Protocol):
     def __init__(self, load: _Load) -> None:
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
-        self._closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, which has all of it
@@ -200,9 +201,9 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._load.answered(self._number, taken, self._body, self._length)
-        if not self._transport.is_closing():
+        if not self._load.stopped:
             self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._load.failed is None and not self._transport.is_closing():
+        if self._load.failed is None and not self._load.stopped:
             self._load.failed = f"the connection was cut: {exc or 'by the server'}"

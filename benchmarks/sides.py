@@ -140,7 +140,7 @@ class _Described(BaseModel):
 
 
 class Peer:
-    """A peer of ``benchmarks/peers``.
+    """A peer of ``benchmarks/peers``, or of another ``folder``; ``python`` is used as it is where it is given.
 
     Raises:
         NotFoundError: if there is none of that name.
@@ -149,7 +149,7 @@ class Peer:
 
     ours = False
 
-    def __init__(self, name: str, folder: Path | None = None) -> None:
+    def __init__(self, name: str, folder: Path | None = None, python: Path | None = None) -> None:
         self.name, self._folder = name, folder or PEERS / name
         try:
             self._said = _Described.model_validate(tomllib.loads((self._folder / "peer.toml").read_text()))
@@ -160,12 +160,12 @@ class Peer:
         except (ValidationError, tomllib.TOMLDecodeError) as error:
             raise RefusedError(f"the description of peer {name!r} cannot be read: {error}") from error
         self.title, self.configuration = self._said.title, self._said.configuration
-        self._python: Path | None = None
+        self._python, self._made = python, python is None
 
     def prepare(self) -> str:
         """Make its environment."""
-        requirements = self._folder / "requirements.txt"
-        self._python = python_of(self.name, requirements, self._said.python)
+        if self._made:
+            self._python = python_of(self.name, self._folder / "requirements.txt", self._said.python)
         files = sorted(self._folder.glob("*"))
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
         return f"requirements and server {digest[:16]}"

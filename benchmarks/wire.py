@@ -1,8 +1,8 @@
 """The forms in which a request goes to a server and its answer comes back, and whether that answer is right.
 
 The Open Inference Protocol V2 carries tensors as JSON or as bytes behind it, under an id, without which KServe
-answers 500. Servers that do not know the protocol get the same JSON. A text goes as ``{"text": ...}``, or as a BYTES
-tensor where a server speaks V2 alone.
+answers 500. Servers that do not know the protocol get the same JSON. A text goes as ``{"text": ...}``, or as a
+BYTES tensor where a server speaks V2 alone.
 """
 
 from __future__ import annotations
