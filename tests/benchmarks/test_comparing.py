@@ -250,4 +250,4 @@ def test_our_own_server_answers_the_trivial_model_right_in_every_form(trivial: P
     (record,) = found.records
     assert record.error is None
     assert record.checked == 16
-    assert record.facts["engine"] == "onnxruntime"
+    assert record.facts["engine"].startswith("onnxruntime ")

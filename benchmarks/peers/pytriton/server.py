@@ -50,13 +50,6 @@ if __name__ == "__main__":
             "batcher": DynamicBatcher(max_queue_delay_microseconds=2000),
         }
     with Triton(config=config) as triton:
-        triton.bind(
-            model_name="model",
-            infer_func=infer,
-            inputs=[_tensor(told) for told in SETTINGS["inputs"]],
-            outputs=[_tensor(told) for told in SETTINGS["declared"]],
-            config=ModelConfig(**batching),
-        )
         if MODEL.tokenizer is not None:
             triton.bind(
                 model_name="text",
@@ -65,4 +58,11 @@ if __name__ == "__main__":
                 outputs=[Tensor(name="embedding", dtype=np.float32, shape=(-1,))],
                 config=ModelConfig(**batching),
             )
+        triton.bind(  # last, for its readiness is waited for
+            model_name="model",
+            infer_func=infer,
+            inputs=[_tensor(told) for told in SETTINGS["inputs"]],
+            outputs=[_tensor(told) for told in SETTINGS["declared"]],
+            config=ModelConfig(**batching),
+        )
         triton.serve()
