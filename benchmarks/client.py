@@ -8,8 +8,9 @@ timed, and one in every hundred is kept to be checked.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -17,7 +18,7 @@ import httptools
 import uvloop
 
 from mlos.errors import UnavailableError
-from mlos.host.environment import steal_seconds, usable_cores
+from mlos.host.environment import steal_seconds
 from mlos.validation import stats
 
 MOST_STEAL = 0.01
@@ -58,14 +59,16 @@ def http_request(path: str, content_type: str, body: bytes, headers: dict[str, s
     return "\r\n".join(lines).encode("ascii") + body
 
 
-def drive(port: int, requests: Sequence[bytes], order: Sequence[int], clients: int, seconds: float) -> Timed:
-    """Warm up until three windows agree, then ask for ``seconds``; requests come as ``order`` says, over again.
+def drive(
+    port: int, requests: Sequence[bytes], order: Sequence[int], clients: int, seconds: float, least: int
+) -> Timed:
+    """Warm up until three windows of ``least`` answers agree, then ask for ``seconds``, in ``order`` and again.
 
     Raises:
         UnavailableError: if the server refuses, cuts a connection, is silent, or answers with a status other
             than 200.
     """
-    return uvloop.run(_drive(port, requests, order, clients, seconds))
+    return uvloop.run(_drive(port, requests, order, clients, seconds, least))
 
 
 def ask(port: int, request: bytes) -> tuple[bytes, str | None]:
@@ -88,31 +91,33 @@ def ask(port: int, request: bytes) -> tuple[bytes, str | None]:
 
 
 async def _drive(
-    port: int, requests: Sequence[bytes], order: Sequence[int], clients: int, seconds: float
+    port: int, requests: Sequence[bytes], order: Sequence[int], clients: int, seconds: float, least: int
 ) -> Timed:
     load = _Load(requests, order, clients)
     connections = [await load.connect(port) for _ in range(clients)]
     windows: list[stats.WindowSummary] = []
     while len(windows) < _WINDOWS and not stats.steady(windows):
         first, began = len(load.done), time.perf_counter()
-        window = began + seconds / 6
-        wanted = first + 3 * clients
-        await load.until(
-            lambda end=window, least=wanted: time.perf_counter() >= end and len(load.done) >= least
-        )
+        end, wanted = began + seconds / 6, first + least
+        await load.until(_reached(load, end, wanted))
         found = [taken for _, taken in load.done[first:]]
         rate = len(found) / (time.perf_counter() - began)
         windows.append(stats.WindowSummary(rate, 1e3 * stats.quantile(found, 90)))
     load.seen.clear()  # what is timed is checked too
     first, began, stolen = len(load.done), time.perf_counter(), steal_seconds()
-    await load.until(lambda: time.perf_counter() >= began + seconds and len(load.done) >= first + clients)
+    await load.until(_reached(load, began + seconds, first + least))
     taken = time.perf_counter() - began
     latencies = [each for _, each in load.done[first:]]
     load.stopped = True
     for connection in connections:
         connection.close()
-    share = (steal_seconds() - stolen) / (taken * usable_cores())
+    share = (steal_seconds() - stolen) / (taken * (os.cpu_count() or 1))
     return Timed(latencies, taken, stats.steady(windows), share, load.kept)
+
+
+def _reached(load: _Load, end: float, count: int) -> Callable[[], bool]:
+    """Whether it is so late, and so much is answered."""
+    return lambda: time.perf_counter() >= end and len(load.done) >= count
 
 
 class _Load:
@@ -136,9 +141,8 @@ class _Load:
             raise UnavailableError(f"no connection to port {port}: {error}") from error
         return transport
 
-    async def until(self, over: object) -> None:
+    async def until(self, over: Callable[[], bool]) -> None:
         """Let the connections ask until ``over()``; how often that is looked at adds nothing to a latency."""
-        assert callable(over)
         last, count = time.perf_counter(), len(self.done)
         while not over():
             await asyncio.sleep(0.002)

@@ -18,13 +18,15 @@ from typing import Any, Literal
 from benchmarks.client import MOST_STEAL, Timed, ask, drive
 from benchmarks.results import Block, Comparison, SideRecord, histogram, verdict_of
 from benchmarks.sides import Served, Side
-from benchmarks.wire import Asked, check, written
+from benchmarks.wire import Asked, Form, check, written
 from mlos.errors import MlosError, ParityError
 from mlos.store import Package
 from mlos.tune.paired import ratio_of_logs
 from mlos.validation import stats
 
 Say = Callable[[str], None]
+_UNSTABLE, _STOLEN = "UNSTABLE", "processor time stolen"
+_REASONS = (_UNSTABLE, _STOLEN)
 _CHECKED_FIRST = 8
 """Requests whose answers are looked at before anything is timed."""
 
@@ -65,6 +67,7 @@ class Rounds:
         self._standing = {side.name: _Standing(side) for side in sides}
         self._things, self._requests = things, requests
         self._package, self._settings, self._say = package, settings, say
+        self._written: dict[tuple[Form, str], list[bytes]] = {}
         self.blocks: list[Block] = []
 
     @property
@@ -116,6 +119,11 @@ class Rounds:
             if (found := compare(self.blocks, our, peer, f"{wire}/{clients}", measure)) is not None
         ]
 
+    def _least(self, clients: int) -> int:
+        """How many answers make a window: where requests are unlike each other, a whole round of them."""
+        shapes = {tuple(array.shape for array in asked.tensors.values()) for asked in self._requests}
+        return len(self._requests) if len(shapes) > 1 else 2 * clients
+
     def _out(self, one: _Standing, error: MlosError) -> None:
         one.error = error.message
         self._say(f"{one.side.name} is out: {error.message}")
@@ -149,8 +157,10 @@ class Rounds:
                 if wire not in served.wires:
                     continue
                 form, path = served.wires[wire].form, served.wires[wire].path
-                requests = [written(form, path, asked) for asked in self._requests]
-                timed = drive(served.port, requests, orders[wire, clients], clients, seconds)
+                if (form, path) not in self._written:
+                    self._written[form, path] = [written(form, path, asked) for asked in self._requests]
+                requests, order = self._written[form, path], orders[wire, clients]
+                timed = drive(served.port, requests, order, clients, seconds, self._least(clients))
                 for number, body, length in timed.answers:
                     self._hold(one, wire, served, self._requests[number], body, length)
                 self.blocks.append(_block_of(timed, group, place, one.side.name, f"{wire}/{clients}"))
@@ -163,28 +173,34 @@ def compare(
     thing: str,
     measure: Literal["latency p50", "seconds per answer"],
 ) -> Comparison | None:
-    """Our time over the peer's for one thing; None where no group holds both sides twice."""
+    """Our time over the peer's for one thing; None where no group holds both sides twice.
+
+    A group with a block that never became steady, or in which the hypervisor took processor time, is left out.
+    """
     from scipy import stats as scipy
 
     of_thing = [block for block in blocks if block.thing == thing and block.side in (ours, peer)]
-    logs, noise = [], []
+    logs, noise, left_out = [], [], dict.fromkeys(_REASONS, 0)
     for group in sorted({block.group for block in of_thing}):
+        blocks_of_group = [block for block in of_thing if block.group == group]
+        if any(not block.steady for block in blocks_of_group):
+            left_out[_UNSTABLE] += 1
+            continue
+        if any(block.steal_share > MOST_STEAL for block in blocks_of_group):
+            left_out[_STOLEN] += 1
+            continue
         times = {
-            side: [math.log(_time(b, measure)) for b in of_thing if b.group == group and b.side == side]
+            side: [math.log(_time(block, measure)) for block in blocks_of_group if block.side == side]
             for side in (ours, peer)
         }
         if all(len(both) == 2 for both in times.values()):
             logs.append(statistics.fmean(times[ours]) - statistics.fmean(times[peer]))
             noise += [one - other for one, other in times.values()]
-    if len(logs) < 2:
+    flags = tuple(f"{count} groups left out: {reason}" for reason, count in left_out.items() if count)
+    if len(logs) < 2 and not flags:
         return None
-    ratio = ratio_of_logs(logs, noise)
+    ratio = ratio_of_logs(logs, noise) if len(logs) > 1 else None
     p = float(scipy.wilcoxon(logs).pvalue) if any(logs) else 1.0
-    flags = []
-    if unsteady := sum(not block.steady for block in of_thing):
-        flags.append(f"UNSTABLE in {unsteady} of {len(of_thing)} blocks")
-    if stolen := sum(block.steal_share > MOST_STEAL for block in of_thing):
-        flags.append(f"processor time stolen in {stolen} of {len(of_thing)} blocks")
     return Comparison(
         ours=ours,
         peer=peer,
@@ -193,8 +209,8 @@ def compare(
         ratio=ratio,
         p=p,
         p_holm=p,
-        flags=tuple(flags),
-        verdict=verdict_of(ratio, len(logs), flags),
+        flags=flags,
+        verdict=verdict_of(ratio, flags),
     )
 
 

@@ -65,7 +65,8 @@ class Comparison(_Frozen):
     peer: str
     thing: str
     measure: Literal["latency p50", "seconds per answer"]
-    ratio: Ratio
+    ratio: Ratio | None
+    """None where fewer than two groups could be used."""
     p: float
     """Wilcoxon signed-rank, two-sided."""
     p_holm: float
@@ -116,12 +117,11 @@ def histogram(latencies: Sequence[float]) -> dict[str, int]:
     return dict(sorted(counted.items(), key=lambda item: int(item[0])))
 
 
-def verdict_of(ratio: Ratio, pairs: int, flags: Sequence[str]) -> str:
+def verdict_of(ratio: Ratio | None, flags: Sequence[str]) -> str:
     """What may be said, in the words of the measurement standard."""
-    if flags:
-        return f"no claim: {flags[0]}"
-    if pairs < LEAST_PAIRS:
-        return f"no claim: {pairs} of at least {LEAST_PAIRS} pairs"
+    pairs = ratio.n if ratio is not None else 0
+    if ratio is None or pairs < LEAST_PAIRS:
+        return "; ".join((f"no claim: {pairs} of at least {LEAST_PAIRS} pairs", *flags))
     return "faster" if ratio.faster else "slower" if ratio.slower else "no difference found"
 
 
@@ -138,7 +138,12 @@ def table_of(found: WorkloadResult) -> Table:
         table.add_row(
             *(one.ours, one.peer, one.thing, one.measure),
             *(f"{_typical(found.blocks, side, one):.3g}" for side in (one.ours, one.peer)),
-            *(str(one.ratio), f"{one.ratio.floor:.1%}", str(one.ratio.n), f"{one.p_holm:.2g}", one.verdict),
+            *(
+                (str(one.ratio), f"{one.ratio.floor:.1%}", str(one.ratio.n))
+                if one.ratio
+                else ("n/a", "n/a", "0")
+            ),
+            *(f"{one.p_holm:.2g}", one.verdict),
         )
     for side in found.sides:
         if side.error is not None:

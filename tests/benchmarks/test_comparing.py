@@ -168,7 +168,7 @@ def blocks(ours: float, peer: float, groups: int, *, steady: bool = True, noise:
         (9.9, 10, True, 0.001, "no difference found"),
         (9.0, 10, True, 0.2, "no difference found"),
         (8.0, 9, True, 0.001, "no claim: 9 of at least 10 pairs"),
-        (8.0, 10, False, 0.001, "no claim: UNSTABLE in 40 of 40 blocks"),
+        (8.0, 10, False, 0.001, "no claim: 0 of at least 10 pairs; 10 groups left out: UNSTABLE"),
     ],
 )
 def test_the_verdict_is_in_the_words_of_the_standard(
@@ -179,20 +179,31 @@ def test_the_verdict_is_in_the_words_of_the_standard(
     )
     assert found is not None
     assert found.verdict == verdict
-    assert found.ratio.low <= found.ratio.ratio <= found.ratio.high
+    assert found.ratio is None or found.ratio.low <= found.ratio.ratio <= found.ratio.high
 
 
 def test_a_group_that_lacks_a_block_is_not_counted() -> None:
     found = compare(blocks(8.0, 10.0, 3)[:-1], "ours", "peer", "json/1", "latency p50")
     assert found is not None
+    assert found.ratio is not None
     assert found.ratio.n == 2
+
+
+def test_a_group_in_which_processor_time_was_stolen_is_left_out_and_told() -> None:
+    seen = blocks(8.0, 10.0, 11)
+    seen[5] = seen[5].model_copy(update={"steal_share": 0.02, "median_ms": 1e3})
+    found = compare(seen, "ours", "peer", "json/1", "latency p50")
+    assert found is not None
+    assert found.ratio is not None
+    assert (found.ratio.n, found.ratio.ratio, found.verdict) == (10, 0.8, "faster")
+    assert found.flags == ("1 groups left out: processor time stolen",)
 
 
 def comparison(p: float) -> Comparison:
     ratio = Ratio(ratio=0.8, low=0.7, high=0.9, n=10, floor=0.03)
     return Comparison(
         ours="mlos", peer="plain", thing="json/1", measure="latency p50", ratio=ratio, p=p, p_holm=p, flags=(),
-        verdict=verdict_of(ratio, 10, ()),
+        verdict=verdict_of(ratio, ()),
     )  # fmt: skip
 
 
