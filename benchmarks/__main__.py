@@ -12,7 +12,7 @@ import argparse
 import secrets
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare; 0 if every side that was named could be compared, 1 if not, else an error's own status."""
     asked, console = _asked(arguments), Console()
     try:
-        result = _run(asked, console)
+        for result in _run(asked, console):
+            path = result.save(asked.results)  # after each workload: a run that is cut short is not lost
     except MlosError as error:
         console.error(error)
         return error.exit_status
-    path = result.save(asked.results)
     for found in result.workloads:
         console.result(found.model_dump(mode="json"), partial(table_of, found))
     if result.pairs < LEAST_PAIRS:
@@ -75,7 +75,8 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
-def _run(asked: argparse.Namespace, console: Console) -> Result:
+def _run(asked: argparse.Namespace, console: Console) -> Iterator[Result]:
+    """The result so far, after each workload."""
     paired.require()
     workloads = [workload_named(name) for name in asked.workload or WORKLOADS]
     names = ["mlos", *(["mlos-auto"] if asked.auto else []), *(asked.peer or peer_names())]
@@ -94,22 +95,26 @@ def _run(asked: argparse.Namespace, console: Console) -> Result:
             found.append(
                 WorkloadResult(name=workload.name, about=workload.about, error=error.message, **nothing)
             )
-    corrected = list(holm([one for workload in found for one in workload.comparisons]))
-    whole = []
-    for workload_result in found:
-        own = tuple(corrected.pop(0) for _ in workload_result.comparisons)
-        whole.append(workload_result.model_copy(update={"comparisons": own}))
-    return Result(
-        run=f"{started:%Y%m%dT%H%M%SZ}",
-        started=started,
-        finished=datetime.now(UTC),
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        seed=seed,
-        pairs=asked.pairs,
-        seconds=asked.seconds,
-        environment=environment.model_dump(mode="json"),
-        environment_id=environment.id,
-        workloads=tuple(whole),
+        yield Result(
+            run=f"{started:%Y%m%dT%H%M%SZ}",
+            started=started,
+            finished=datetime.now(UTC),
+            command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            seed=seed,
+            pairs=asked.pairs,
+            seconds=asked.seconds,
+            environment=environment.model_dump(mode="json"),
+            environment_id=environment.id,
+            workloads=_corrected(found),
+        )
+
+
+def _corrected(found: Sequence[WorkloadResult]) -> tuple[WorkloadResult, ...]:
+    """The same with the p of each comparison corrected for all of the run."""
+    corrected = iter(holm([one for workload in found for one in workload.comparisons]))
+    return tuple(
+        workload.model_copy(update={"comparisons": tuple(next(corrected) for _ in workload.comparisons)})
+        for workload in found
     )
 
 
