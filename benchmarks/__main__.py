@@ -155,5 +155,6 @@ def _workload(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server of the block would outlive us
+    # As Ctrl-C, which event loops know how to end by; else the server of the block would outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())

@@ -183,6 +183,8 @@ def compare(
     logs, noise, left_out = [], [], dict.fromkeys(_REASONS, 0)
     for group in sorted({block.group for block in of_thing}):
         blocks_of_group = [block for block in of_thing if block.group == group]
+        if any(sum(block.side == side for block in blocks_of_group) != 2 for side in (ours, peer)):
+            continue
         if any(not block.steady for block in blocks_of_group):
             left_out[_UNSTABLE] += 1
             continue
@@ -193,9 +195,8 @@ def compare(
             side: [math.log(_time(block, measure)) for block in blocks_of_group if block.side == side]
             for side in (ours, peer)
         }
-        if all(len(both) == 2 for both in times.values()):
-            logs.append(statistics.fmean(times[ours]) - statistics.fmean(times[peer]))
-            noise += [one - other for one, other in times.values()]
+        logs.append(statistics.fmean(times[ours]) - statistics.fmean(times[peer]))
+        noise += [one - other for one, other in times.values()]
     flags = tuple(f"{count} groups left out: {reason}" for reason, count in left_out.items() if count)
     if len(logs) < 2 and not flags:
         return None

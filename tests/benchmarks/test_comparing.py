@@ -199,6 +199,11 @@ def test_a_group_in_which_processor_time_was_stolen_is_left_out_and_told() -> No
     assert found.flags == ("1 groups left out: processor time stolen",)
 
 
+def test_a_side_without_blocks_is_not_compared_however_unsteady_the_other_was() -> None:
+    ours = [block for block in blocks(8.0, 10.0, 3, steady=False) if block.side == "ours"]
+    assert compare(ours, "ours", "peer", "json/1", "latency p50") is None
+
+
 def comparison(p: float) -> Comparison:
     ratio = Ratio(ratio=0.8, low=0.7, high=0.9, n=10, floor=0.03)
     return Comparison(
