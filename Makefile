@@ -4,7 +4,7 @@ BIN := .venv/bin
 export MLOS_RESULTS ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup e2e-test test coverage test-slow soak lint types lock protocol clean
+.PHONY: help setup e2e-test test coverage test-slow soak bench lint types lock protocol clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ test-slow: setup ## The tests that take minutes
 
 soak: setup ## The tests that take an hour or more
 	$(BIN)/python -m pytest -m soak --timeout 14400
+
+comma := ,
+bench: setup ## Compare with other servers on this host (WORKLOAD=trivial,minilm PEERS=plain,mlserver PAIRS=20 ARGS=--check)
+	$(BIN)/python -m benchmarks $(foreach one,$(subst $(comma), ,$(WORKLOAD)),--workload $(one)) $(foreach one,$(subst $(comma), ,$(PEERS)),--peer $(one)) \
+		$(if $(PAIRS),--pairs $(PAIRS)) --results $(MLOS_RESULTS)/bench $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

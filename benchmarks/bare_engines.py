@@ -6,7 +6,7 @@ its 95 % BCa bootstrap interval, and the noise floor: the 95th percentile of |ra
 bare engine alone. One server process serves all blocks, so what differs between two starts of a server is not
 in the interval.
 
-    python benchmarks/bare_engines.py [resnet t5 tinyllama] [--pairs 20]
+    python -m benchmarks.bare_engines [bert resnet t5 tinyllama] [--pairs 20]
 
 The models must be installed (``make e2e-test`` installs them). The last line is one JSON object.
 """
@@ -14,6 +14,7 @@ The models must be installed (``make e2e-test`` installs them). The last line is
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.workloads import WORKLOADS, requests_of
 from mlos.host.environment import record, usable_cores
 from mlos.model import Artifact
 from mlos.parity import GoldenRecord
@@ -58,6 +60,30 @@ def bare_session(package: Package, artifact: Artifact) -> Any:
     return onnxruntime.InferenceSession(
         str(package.folder / artifact.path), options, providers=["CPUExecutionProvider"]
     )
+
+
+def bert(package: Package, client: httpx2.Client, address: str) -> tuple[Timed, Timed]:
+    """Texts of 128 tokens over HTTP to embeddings, against the session on the tensors made of them."""
+    workload = WORKLOADS["bert"]
+    requests = requests_of(workload, package, seed=0)
+    session = bare_session(package, package.manifest.artifact)
+    texts, tensors = (itertools.cycle(requests) for _ in range(2))
+
+    def served() -> float:
+        body = {"text": next(texts).text, "task": "embeddings"}
+        began = time.perf_counter()
+        answer = client.post(address, json=body)
+        taken = time.perf_counter() - began
+        answer.raise_for_status()
+        return taken
+
+    def bare() -> float:
+        feed = dict(next(tensors).tensors)
+        began = time.perf_counter()
+        session.run([workload.output], feed)
+        return time.perf_counter() - began
+
+    return served, bare
 
 
 def resnet(package: Package, client: httpx2.Client, address: str) -> tuple[Timed, Timed]:
@@ -176,7 +202,12 @@ def tinyllama(package: Package, client: httpx2.Client, address: str) -> tuple[Ti
     return served, bare
 
 
-MODELS = {"resnet": (resnet, 10, "s"), "t5": (t5, 4, "s/token"), "tinyllama": (tinyllama, 1, "s/token")}
+MODELS = {
+    "bert": (bert, 10, "s"),
+    "resnet": (resnet, 10, "s"),
+    "t5": (t5, 4, "s/token"),
+    "tinyllama": (tinyllama, 1, "s/token"),
+}
 """How each is asked, requests per block, and the unit."""
 
 
@@ -214,7 +245,7 @@ def compare(served: Timed, bare: Timed, block: int, pairs: int) -> dict[str, Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the models named, or all three."""
+    """Compare the models named, or all of them."""
     parser = argparse.ArgumentParser(description="Serving against the bare engine, in one run.")
     parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all of them if none is named")
     parser.add_argument("--pairs", type=int, default=20, help="groups of four blocks per model")

@@ -1,0 +1,58 @@
+"""A runtime of MLServer around ONNX Runtime, written for this comparison: MLServer brings none."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+
+import numpy as np
+from mlserver import MLModel, MLServer
+from mlserver.codecs import NumpyCodec
+from mlserver.settings import ModelSettings, Settings
+from mlserver.types import InferenceRequest, InferenceResponse
+from model_file import SETTINGS, ModelFile
+
+
+class OnnxRuntime(MLModel):
+    """Tensors, or a text to its embedding."""
+
+    async def load(self) -> bool:
+        """Open the file."""
+        self._file = ModelFile()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """One request, or several of equal lengths that MLServer made one."""
+        if payload.inputs[0].datatype == "BYTES":
+            texts = [text.decode() if isinstance(text, bytes) else text for text in payload.inputs[0].data]
+            outputs = {"embedding": self._file.embed(texts)}
+        else:
+            outputs = self._file.run({one.name: NumpyCodec.decode_input(one) for one in payload.inputs})
+        return InferenceResponse(
+            id=payload.id,
+            model_name=self.name,
+            outputs=[NumpyCodec.encode_output(name, np.asarray(array)) for name, array in outputs.items()],
+        )
+
+
+async def serve(port: int, grpc_port: int) -> None:
+    """Serve until told to stop."""
+    settings = Settings(
+        host="127.0.0.1",
+        http_port=port,
+        grpc_port=grpc_port,
+        metrics_endpoint=None,
+        parallel_workers=1,
+        parallel_workers_timeout=5,
+        environments_dir=tempfile.mkdtemp(prefix="mlserver-"),
+        debug=False,
+    )
+    batching = {"max_batch_size": 8, "max_batch_time": 0.002} if SETTINGS["batch"] else {}
+    model = ModelSettings(name="model", implementation=OnnxRuntime, **batching)
+    server = MLServer(settings)
+    await server.start([model])
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
