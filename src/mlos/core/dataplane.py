@@ -215,7 +215,8 @@ class DataPlane:
             "preprocess": spent.get("preprocess", 0.0),
             "copy_in": spent.get("copy_in", 0.0),
             "compute": spent.get("compute", 0.0),
-            "copy_out": 1e3 * (outcome.received - outcome.finished),
+            # All that the worker had it for and does not name: packing the answer, and the way back.
+            "copy_out": max(0.0, 1e3 * (outcome.received - outcome.sent) - sum(spent.values())),
             "postprocess": spent.get("postprocess", 0.0),
         }
         if answer.batch < 1:
