@@ -81,10 +81,11 @@ class Room:
             idle = [each for each in self._tenants if each.idle]  # again each time: one may have been asked
             available = self._free() + sum(each.needed_bytes for each in idle)
             if needed > available:
+                available = max(0, available)
                 raise NoRoomError(
-                    f"model {tenant.name} needs about {needed} bytes of memory, {max(0, available)} are available",
+                    f"model {tenant.name} needs about {needed} bytes of memory, {available} are available",
                     field="memory",
-                    expected=f"at most {max(0, available)} bytes",
+                    expected=f"at most {available} bytes",
                     got=f"{needed} bytes",
                     hint="unload another model, or give the server more memory"
                     + (" with --memory-budget" if self._budget is not None else ""),
