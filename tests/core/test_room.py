@@ -70,6 +70,21 @@ async def test_nobody_makes_way_where_it_would_not_suffice() -> None:
 
 
 @in_a_loop
+async def test_who_is_asked_while_another_makes_way_stays_and_is_counted() -> None:
+    room = Room(100)
+    first, asked = Model("first", 40, 1.0), Model("asked", 40, 2.0)
+    for each in (first, asked):
+        await each.enter(room)
+    entering = asyncio.create_task(Model("new", 90).enter(room))
+    while not first.evicted:
+        await asyncio.sleep(0)
+    asked.idle = False
+    with pytest.raises(NoRoomError, match="needs about 90 bytes of memory, 60 are available"):
+        await entering
+    assert not asked.evicted
+
+
+@in_a_loop
 async def test_two_at_once_are_not_promised_the_same_room() -> None:
     room = Room(100)
     entered = await asyncio.gather(

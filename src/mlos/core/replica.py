@@ -83,6 +83,7 @@ class Replica:
         self._lives: asyncio.Task[None] | None = None
         self._halting: asyncio.Task[None] | None = None
         self._why = ""
+        self._readied = 0
         self._peak = 0
         self._life: Life | None = None
         self._ready_since = 0.0
@@ -137,12 +138,13 @@ class Replica:
             await asyncio.shield(self._halting)
         if self.error is not None:
             self._lives = None
-        before = sum(self.loads.values())
+        before = self._readied  # not of ``loads``, in which an elder counts too
         self.start(why)
-        while self.state is not State.READY and sum(self.loads.values()) == before:
+        while self.state is not State.READY and self._readied == before:
             if self.withdrawn:
                 raise UnavailableError(f"model {self.name} was unloaded while it was loaded")
             self._refuse()
+            self.start(why)  # it may have been sent to rest meanwhile
             await asyncio.sleep(_POLL_SECONDS)
 
     async def unload(self) -> None:
@@ -182,7 +184,7 @@ class Replica:
         """Go on with what an elder of the same package has counted and learnt."""
         self.statistics, self.loads = elder.statistics, elder.loads
         self.evictions, self.restarts = elder.evictions, elder.restarts
-        self._peak, self.pinned = elder._peak, elder.pinned
+        self._peak = elder._peak
 
     def served(self, seconds: float) -> None:
         """Note how long the worker spent on a request."""
@@ -248,15 +250,16 @@ class Replica:
         if self._halting is None:
             self.channel.disconnect(UnavailableError(f"model {self.name} has been unloaded"))
             self.state, self.reason = State.STOPPED, why
-            self._halting = asyncio.create_task(self._end_lives())
+            self._halting = asyncio.create_task(self._end_lives(why))
         await asyncio.shield(self._halting)
 
-    async def _end_lives(self) -> None:
+    async def _end_lives(self, why: str) -> None:
         if self._lives is not None:
             self._lives.cancel()
             await asyncio.wait({self._lives})
         self.channel.disconnect(UnavailableError(f"model {self.name} has been unloaded"))
         self._lives = self._halting = self.error = None
+        self.state, self.reason = State.STOPPED, why  # what ended may have said otherwise at the last moment
         if self.channel.waiting:  # accepted meanwhile
             self.start("request")
 
@@ -307,6 +310,7 @@ class Replica:
 
     def _is_ready(self, served: Served, report: Report, life: Life) -> None:
         self._ready_since = time.monotonic()
+        self._readied += 1
         self.loads[self._why] += 1
         self._why = "restart"
         self.report, self.load_seconds = report, self._ready_since - life.started

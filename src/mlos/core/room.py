@@ -77,26 +77,25 @@ class Room:
 
     async def _make(self, tenant: Tenant) -> None:
         needed = tenant.needed_bytes
-        idle = sorted((each for each in self._tenants if each.idle), key=lambda each: each.last_used)
-        available = self._free() + sum(each.needed_bytes for each in idle)
-        if needed > available:
-            raise NoRoomError(
-                f"model {tenant.name} needs about {needed} bytes of memory, {max(0, available)} are available",
-                field="memory",
-                expected=f"at most {max(0, available)} bytes",
-                got=f"{needed} bytes",
-                hint="unload another model, or give the server more memory"
-                + (" with --memory-budget" if self._budget is not None else ""),
-            )
-        for each in idle:
-            if self._free() >= needed:
-                return
-            if each.idle:  # it may have been asked while another was ended
-                _log.info(
-                    "model makes way",
-                    extra=fields(model=each.name, makes_way_for=tenant.name, needed_bytes=needed),
+        while self._free() < needed:
+            idle = [each for each in self._tenants if each.idle]  # again each time: one may have been asked
+            available = self._free() + sum(each.needed_bytes for each in idle)
+            if needed > available:
+                available = max(0, available)
+                raise NoRoomError(
+                    f"model {tenant.name} needs about {needed} bytes of memory, {available} are available",
+                    field="memory",
+                    expected=f"at most {available} bytes",
+                    got=f"{needed} bytes",
+                    hint="unload another model, or give the server more memory"
+                    + (" with --memory-budget" if self._budget is not None else ""),
                 )
-                await each.evict()
+            first = min(idle, key=lambda each: each.last_used)
+            _log.info(
+                "model makes way",
+                extra=fields(model=first.name, makes_way_for=tenant.name, needed_bytes=needed),
+            )
+            await first.evict()
 
     def _free(self) -> int:
         """Bytes that nobody holds, less what those who are in have still to fill."""

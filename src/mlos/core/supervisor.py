@@ -42,6 +42,8 @@ class Supervisor:
         self._replicas: dict[str, Replica] = {}
         self._standing: dict[str, Replica] = {}
         """Names that mean another package than they did, and who answers until that is ready."""
+        self._leaving: set[Replica] = set()
+        """Those that nobody finds any more, until what they had accepted is answered."""
         self._changes: set[asyncio.Task[Any]] = set()
         self._watch: asyncio.Task[None] | None = None
 
@@ -175,7 +177,7 @@ class Supervisor:
         for change in self._changes:
             change.cancel()
         await asyncio.gather(*self._changes, return_exceptions=True)
-        await asyncio.gather(*(replica.stop() for replica in self._replicas.values()))
+        await asyncio.gather(*(replica.stop() for replica in (*self._replicas.values(), *self._leaving)))
 
     def _package(self, name: str) -> Package:
         package = self._found.get(name)
@@ -243,7 +245,7 @@ class Supervisor:
         for digest, replica in list(self._replicas.items()):
             if digest not in self._packages and replica not in self._standing.values():
                 del self._replicas[digest]
-                self._change(replica.drain())
+                self._let_go(replica)
                 _log.info("model removed", extra=fields(model=replica.name, digest=digest[:12]))
 
     def _hand_on(self, name: str, present: Replica) -> None:
@@ -297,20 +299,25 @@ class Supervisor:
         digest = present.package.digest
         successor = Replica(present.package, self._store, self._terms)
         successor.follow(present)
-        pinned, present.pinned = present.pinned, True
+        present.pinned = True
         try:
             await successor.load("reload")
             if present.withdrawn or self._replicas.get(digest) is not present:
                 raise UnavailableError(f"model {present.name} was changed while it was reloaded")
         except BaseException:
-            present.pinned = pinned
+            present.pinned = self._stays(present)
             await successor.stop()
             raise
         self._replicas[digest] = successor
         for name in [name for name, replica in self._standing.items() if replica is present]:
             self._standing[name] = successor
-        self._change(present.drain())
+        successor.pinned = self._stays(successor)
+        self._let_go(present)
         return successor
+
+    def _stays(self, replica: Replica) -> bool:
+        """Whether a replica makes way for nobody."""
+        return bool(self._named) or replica in self._standing.values()
 
     def _look_up(self, name: str) -> Package | None:
         try:
@@ -319,6 +326,13 @@ class Supervisor:
             self._errors[name] = error
             _log.error("model cannot be served", extra=fields(model=name, **error.as_dict()))
             return None
+
+    def _let_go(self, replica: Replica) -> None:
+        """End a replica that nobody finds any more, once what it had accepted is answered."""
+        self._leaving.add(replica)
+        self._change(replica.drain()).add_done_callback(
+            lambda drained: None if drained.cancelled() else self._leaving.discard(replica)
+        )
 
     async def _seen_through(self, change: Coroutine[Any, Any, _T]) -> _T:
         """What a change results in, which goes on when nobody waits for it any more."""

@@ -80,7 +80,7 @@ class Together:
         if not free or need > self.cells - sum(place.reserved for place in self._places):
             return None
         sampler = Sampler(sampling, tokens, self._model.size)
-        alike = {place.number: place.alike(tokens) for place in self._places}
+        alike = {place.number: self._alike(place, tokens) for place in self._places}
         # The place that loses least of what it holds, and of those the one that was left first.
         place = min(free, key=lambda each: (len(each.held) - alike[each.number], each.left))
         like = max(self._places, key=lambda each: alike[each.number])
@@ -104,6 +104,15 @@ class Together:
         """See :class:`mlos.engines.Sequences`."""
         left = self._places[place]
         left.ahead, left.sampler, left.reserved, left.left = [], None, 0, next(self._clock)
+
+    def _alike(self, place: _Place, prompt: list[int]) -> int:
+        """How much of ``prompt`` can be had from a place.
+
+        Nothing if its beginning is gone: where a layer sees only the last tokens (a sliding window), the
+        library gives away the cells of those before them.
+        """
+        first = library().llama_memory_seq_pos_min(self._context.memory, place.number)
+        return place.alike(prompt) if first == 0 else 0
 
     def _pieces(self) -> list[tuple[_Place, int]]:
         """Who reads how many tokens in the next step.
