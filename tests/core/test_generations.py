@@ -269,7 +269,7 @@ def test_what_is_wrong_with_one_costs_the_others_nothing(
 
 def test_stop_strings_usage_and_seeds_are_as_alone(run: Run, prompts: list[str], expected: list[str]) -> None:
     stop = expected[0][2:5]
-    seeded = {"temperature": 0.5, "top_k": 2, "seed": 11}
+    seeded: dict[str, Any] = {"temperature": 0.5, "top_k": 2, "seed": 11}
 
     async def work(worker: Worker) -> None:
         one = await worker.answer(asked(prompts[0], stop=stop))

@@ -12,6 +12,7 @@ from tests.tiny_llama import TinyLlama, alone, clear, tiny_llama
 from mlos.engines import Sampling, SharedLanguageModel
 from mlos.engines import llama_cpp_together as together
 from mlos.engines.llama_cpp import LlamaCppEngine
+from mlos.engines.llama_cpp_library import library
 from mlos.engines.llama_cpp_together import Together
 from mlos.errors import DeadlineError, InvalidInputError, WorkerError
 
@@ -100,7 +101,7 @@ def test_it_is_offered_where_answers_need_not_be_the_same_bit_by_bit(
 def test_a_memory_that_cannot_forget_a_part_is_not_shared(
     engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch, recurrent: str
 ) -> None:
-    monkeypatch.setattr(together.library(), recurrent, lambda pointer: True)
+    monkeypatch.setattr(library(), recurrent, lambda pointer: True)
     assert engine.together(8) is None
 
 
@@ -118,8 +119,8 @@ def test_eight_together_write_what_each_writes_alone(
         for place, token in tokens.items():
             assert isinstance(token, int)
             found[order[place]].append(token)
-    for tokens, clearly in zip(found, expected, strict=True):
-        assert tokens[: len(clearly)] == clearly
+    for written, clearly in zip(found, expected, strict=True):
+        assert written[: len(clearly)] == clearly
 
 
 def test_one_joins_in_the_middle_and_one_that_leaves_frees_its_place(

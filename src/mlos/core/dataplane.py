@@ -40,6 +40,9 @@ class Urgency:
 
 
 USUAL = Urgency()
+_KINDS = frozenset({"prompt", "completion"})
+_MOST_TOKENS = 1 << 20
+"""More than any request has, and few enough to be counted one by one."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,9 @@ class DataPlane:
         }
         if answer.batch < 1:
             raise WorkerError(f"the worker of {replica.package.name} answered nonsense: a batch of none")
+        counts = (*answer.tokens.values(), *answer.steps.values())
+        if not set(answer.tokens) <= _KINDS or any(not 0 <= count <= _MOST_TOKENS for count in counts):
+            raise WorkerError(f"the worker of {replica.package.name} answered nonsense: {counts!r:.100} tokens")
         replica.served((outcome.finished - outcome.sent) / answer.batch)
         seconds = outcome.received - outcome.submitted
         self.metrics.answered(replica, seconds, timings, answer)
