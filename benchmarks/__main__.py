@@ -130,10 +130,14 @@ def _workload(
     if not things:
         known = ", ".join(f"{wire}/{clients}" for wire, clients in workload.things)
         raise UsageError(f"{workload.name} is not asked so", field="things", expected=known)
+    wires = {wire for wire, _ in things}
+    silent = [name for name in names if not wires & side_named(name).speaks]
+    if silent:
+        console.note(f"{workload.name}: not asked by {', '.join(sorted(wires))}: {', '.join(silent)}")
     package = package_of(workload)
     requests = requests_of(workload, package, seed)
     rounds = Rounds(
-        [side_named(name) for name in names],
+        [side_named(name) for name in names if name not in silent],
         things,
         requests,
         package,

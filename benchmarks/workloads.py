@@ -20,12 +20,13 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from benchmarks.wire import Asked
+from benchmarks.writing import continued
 from mlos.console import ProgressMode
-from mlos.engines import open_model
+from mlos.engines import LanguageModel, open_model
 from mlos.errors import NotFoundError, UsageError
 from mlos.host.environment import usable_cores
 from mlos.model import InferenceRequest
-from mlos.parity import tolerance_named
+from mlos.parity import tolerance_of
 from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tasks import Silence, tasks_of
@@ -51,6 +52,8 @@ class Workload:
     requests: int
     tokens: tuple[int, int] | None = None
     """The fewest and most tokens of a text; None where tensors alone are asked about."""
+    writes: int | None = None
+    """Tokens that a language model is to write after a prompt of so many; None where it is no such model."""
 
     @property
     def even(self) -> bool:
@@ -59,6 +62,7 @@ class Workload:
 
 
 _TENSORS = (("json", 1), ("json", 16), ("binary", 1), ("binary", 16))
+_TINYLLAMA = "seeded/TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 WORKLOADS = {
     one.name: one
     for one in (
@@ -103,6 +107,28 @@ WORKLOADS = {
             "logits",
             16,
         ),
+        Workload(
+            "tinyllama",
+            "tinyllama",
+            _TINYLLAMA,
+            "64 tokens written after a prompt of 16, alone and 8 texts at a time",
+            (("openai", 1), ("openai", 8)),
+            "logits",
+            24,
+            (16, 16),
+            64,
+        ),
+        Workload(
+            "tinyllama-prompt",
+            "tinyllama",
+            _TINYLLAMA,
+            "a prompt of 512 tokens read, and the first token after it",
+            (("openai", 1),),
+            "logits",
+            10,
+            (512, 512),
+            1,
+        ),
     )
 }
 
@@ -140,8 +166,14 @@ def settings_of(workload: Workload, package: Package) -> dict[str, Any]:
     manifest = package.manifest
     assert manifest.artifact.path is not None
     embeddings: Mapping[str, Any] = manifest.preprocessing.get("embeddings", {})
-    texts = workload.tokens is not None
+    texts = workload.tokens is not None and workload.writes is None
+    language: dict[str, Any] = {}
+    if workload.writes is not None:
+        engine = open_model(package.folder, manifest.artifact, usable_cores())
+        assert isinstance(engine, LanguageModel)
+        language = {"context": engine.context_length, "sequences": Settings().sequences}
     return {
+        **language,
         "model": str(package.folder / manifest.artifact.path),
         "threads": usable_cores(),
         "outputs": [workload.output],
@@ -163,7 +195,7 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
     manifest = package.manifest
     engine = open_model(package.folder, manifest.artifact, usable_cores())
     if manifest.golden is not None:
-        Proof(package.folder, manifest, tolerance_named("fp32")).hold(engine)
+        Proof(package.folder, manifest, tolerance_of(manifest.artifact, "fp32")).hold(engine)
     chance, numbers = random.Random(seed), np.random.default_rng(seed)
     asked = []
     for number in range(workload.requests):
@@ -180,6 +212,12 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
             asked.append(Asked(tensors, engine.run(tensors, [workload.output])))
             continue
         low, high = workload.tokens
+        if workload.writes is not None:
+            request = InferenceRequest(prompt="a", task="text-generation")
+            task = tasks_of(package.folder, manifest).choose(request)
+            size = (low, workload.writes)
+            asked.append(Asked({}, {}, continued=continued(engine, task, package.name, _WORDS, size, chance)))
+            continue
         length = low + round((high - low) * number / max(workload.requests - 1, 1))
         text = _text(Tokenizer.from_file(str(package.path("tokenizer.json"))), length, chance)
         request = InferenceRequest(text=text, task="embeddings")
