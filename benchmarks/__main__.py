@@ -21,7 +21,15 @@ from pathlib import Path
 from benchmarks.comparing import Rounds, holm
 from benchmarks.results import LEAST_PAIRS, Result, WorkloadResult, table_of
 from benchmarks.sides import peer_names, side_named
-from benchmarks.workloads import WORKLOADS, Workload, package_of, requests_of, settings_of, workload_named
+from benchmarks.workloads import (
+    WORKLOADS,
+    Workload,
+    package_of,
+    requests_of,
+    settings_of,
+    workload_named,
+    written_of,
+)
 from mlos.console import Console
 from mlos.errors import MlosError, UsageError
 from mlos.host.environment import record
@@ -145,6 +153,7 @@ def _workload(
         lambda said: console.note(f"{workload.name}: {said}"),
     )
     rounds.admit()
+    written = written_of(workload, package) if asked.pairs else None
     rounds.run(asked.pairs, asked.seconds, seed)
     return WorkloadResult(
         name=workload.name,
@@ -152,6 +161,7 @@ def _workload(
         reference=package.reference,
         digest=package.digest,
         requests=len(requests),
+        written=written,
         sides=rounds.records,
         comparisons=tuple(rounds.compared()),
         blocks=tuple(rounds.blocks),

@@ -159,7 +159,7 @@ class _Load:
         transport, _ = await asyncio.get_running_loop().create_connection(
             lambda: _Connection(self, port, unanswered), "127.0.0.1", port
         )
-        self._open.add(cast(asyncio.Transport, transport))
+        self._open.add(transport)
 
     def close(self) -> None:
         """Ask no more."""

@@ -19,8 +19,9 @@ import platformdirs
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
+from benchmarks.results import Written
 from benchmarks.wire import Asked
-from benchmarks.writing import continued
+from benchmarks.writing import continued, read_rate
 from mlos.console import ProgressMode
 from mlos.engines import LanguageModel, open_model
 from mlos.errors import NotFoundError, UsageError
@@ -228,6 +229,15 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
         right = engine.run(prepared.inputs, [workload.output])
         asked.append(Asked(prepared.inputs, right, text, embedding))
     return asked
+
+
+def written_of(workload: Workload, package: Package) -> Written | None:
+    """What the texts of a language model cost at the least, on this host now; None where none is long."""
+    if workload.writes is None or workload.writes == 1:
+        return None
+    assert package.manifest.artifact.path is not None
+    size = (package.folder / package.manifest.artifact.path).stat().st_size
+    return Written(tokens=workload.writes, file_bytes=size, read_rate=read_rate(usable_cores()))
 
 
 def _text(tokenizer: Tokenizer, length: int, chance: random.Random) -> str:
