@@ -15,6 +15,7 @@ from benchmarks.wire import Asked, check, written
 from benchmarks.workloads import WORKLOADS
 from benchmarks.writing import Continued, continued, read_rate
 from rich.console import Console
+from scripts import native
 from tests.tiny_llama import alone, tiny_llama
 
 from benchmarks import environments
@@ -131,7 +132,7 @@ def test_a_build_that_is_not_kept_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(NotFoundError, match=r"no build of llama\.cpp"):
         environments.native_wheel()
-    folder = tmp_path / "mlos" / "builds" / environments.native.build_key()
+    folder = tmp_path / "mlos" / "builds" / native.build_key()
     folder.mkdir(parents=True)
     wheel = folder / "llama_cpp_python-1-py3-none-any.whl"
     (folder / "llama_cpp_converter-1-py3-none-any.whl").touch()
