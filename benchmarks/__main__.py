@@ -21,7 +21,15 @@ from pathlib import Path
 from benchmarks.comparing import Rounds, holm
 from benchmarks.results import LEAST_PAIRS, Result, WorkloadResult, table_of
 from benchmarks.sides import peer_names, side_named
-from benchmarks.workloads import WORKLOADS, Workload, package_of, requests_of, settings_of, workload_named
+from benchmarks.workloads import (
+    WORKLOADS,
+    Workload,
+    package_of,
+    requests_of,
+    settings_of,
+    workload_named,
+    written_of,
+)
 from mlos.console import Console
 from mlos.errors import MlosError, UsageError
 from mlos.host.environment import record
@@ -130,10 +138,14 @@ def _workload(
     if not things:
         known = ", ".join(f"{wire}/{clients}" for wire, clients in workload.things)
         raise UsageError(f"{workload.name} is not asked so", field="things", expected=known)
+    wires = {wire for wire, _ in things}
+    silent = [name for name in names if not wires & side_named(name).speaks]
+    if silent:
+        console.note(f"{workload.name}: not asked by {', '.join(sorted(wires))}: {', '.join(silent)}")
     package = package_of(workload)
     requests = requests_of(workload, package, seed)
     rounds = Rounds(
-        [side_named(name) for name in names],
+        [side_named(name) for name in names if name not in silent],
         things,
         requests,
         package,
@@ -141,6 +153,7 @@ def _workload(
         lambda said: console.note(f"{workload.name}: {said}"),
     )
     rounds.admit()
+    written = written_of(workload, package) if asked.pairs else None
     rounds.run(asked.pairs, asked.seconds, seed)
     return WorkloadResult(
         name=workload.name,
@@ -148,6 +161,7 @@ def _workload(
         reference=package.reference,
         digest=package.digest,
         requests=len(requests),
+        written=written,
         sides=rounds.records,
         comparisons=tuple(rounds.compared()),
         blocks=tuple(rounds.blocks),

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeAlias, cast
 
 import httptools
 import uvloop
@@ -26,6 +26,10 @@ MOST_STEAL = 0.01
 _KEPT = 100
 _WINDOWS = 10
 _ANSWER_SECONDS = 120.0
+
+
+_Unanswered: TypeAlias = tuple[int, bytes, float]
+"""A request's number, the request, and when it was asked."""
 
 
 @dataclass
@@ -80,10 +84,9 @@ def ask(port: int, request: bytes) -> tuple[bytes, str | None]:
 
     async def once() -> tuple[bytes, str | None]:
         load = _Load([request], [0], 1)
-        connection = await load.connect(port)
+        await load.connect(port)
         await load.until(lambda: bool(load.done))
-        load.stopped = True
-        connection.close()
+        load.close()
         _, body, length = load.kept[0]
         return body, length
 
@@ -94,7 +97,8 @@ async def _drive(
     port: int, requests: Sequence[bytes], order: Sequence[int], clients: int, seconds: float, least: int
 ) -> Timed:
     load = _Load(requests, order, clients)
-    connections = [await load.connect(port) for _ in range(clients)]
+    for _ in range(clients):
+        await load.connect(port)
     windows: list[stats.WindowSummary] = []
     while len(windows) < _WINDOWS and not stats.steady(windows):
         first, began = len(load.done), time.perf_counter()
@@ -108,9 +112,7 @@ async def _drive(
     await load.until(_reached(load, began + seconds, first + least))
     taken = time.perf_counter() - began
     latencies = [each for _, each in load.done[first:]]
-    load.stopped = True
-    for connection in connections:
-        connection.close()
+    load.close()
     share = (steal_seconds() - stolen) / (taken * (os.cpu_count() or 1))
     return Timed(latencies, taken, stats.steady(windows), share, load.kept)
 
@@ -131,15 +133,39 @@ class _Load:
         self.kept: list[tuple[int, bytes, str | None]] = []
         self.failed: str | None = None
         self.stopped = False
+        self._open: set[asyncio.Transport] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def connect(self, port: int) -> asyncio.Transport:
+    async def connect(self, port: int) -> None:
         try:
-            transport, _ = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self), "127.0.0.1", port
-            )
+            await self._connection(port, None)
         except OSError as error:
             raise UnavailableError(f"no connection to port {port}: {error}") from error
-        return transport
+
+    def again(self, port: int, unanswered: _Unanswered) -> None:
+        """Ask what a server that ends a connection after an answer did not look at, over another."""
+
+        async def connect() -> None:
+            try:
+                await self._connection(port, unanswered)
+            except OSError as error:
+                self.failed = f"no connection to port {port}: {error}"
+
+        task = asyncio.get_running_loop().create_task(connect())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connection(self, port: int, unanswered: _Unanswered | None) -> None:
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(self, port, unanswered), "127.0.0.1", port
+        )
+        self._open.add(transport)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self.stopped = True
+        for transport in self._open:
+            transport.close()
 
     async def until(self, over: Callable[[], bool]) -> None:
         """Let the connections ask until ``over()``; how often that is looked at adds nothing to a latency."""
@@ -168,8 +194,9 @@ class _Load:
 class _Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, load: _Load) -> None:
-        self._load = load
+    def __init__(self, load: _Load, port: int, unanswered: _Unanswered | None) -> None:
+        self._load, self._port, self._unanswered = load, port, unanswered
+        self._spent = self._heard = False
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -179,11 +206,15 @@ class _Connection(asyncio.Protocol):
     def _ask(self) -> None:
         self._body: list[bytes] = []
         self._length: str | None = None
-        self._number, request = self._load.following()
-        self._began = time.perf_counter()
-        self._transport.write(request)
+        self._heard = False
+        if self._unanswered is None:
+            self._asked = (*self._load.following(), time.perf_counter())
+        else:
+            self._asked, self._unanswered = self._unanswered, None
+        self._transport.write(self._asked[1])
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -198,17 +229,23 @@ class _Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        taken = time.perf_counter() - self._began
+        number, _, began = self._asked
+        taken = time.perf_counter() - began
         status = self._parser.get_status_code()
         if status != 200:
             said = b"".join(self._body)[:500].decode("utf-8", "replace")
             self._load.failed = f"answered with status {status}: {said}"
             self._transport.close()
             return
-        self._load.answered(self._number, taken, self._body, self._length)
+        self._load.answered(number, taken, self._body, self._length)
+        self._spent = True
         if not self._load.stopped:
             self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._load.failed is None and not self._load.stopped:
+        if self._load.failed is not None or self._load.stopped:
+            return
+        if self._spent and not self._heard:
+            self._load.again(self._port, self._asked)  # its time runs on from when it was first asked
+        else:
             self._load.failed = f"the connection was cut: {exc or 'by the server'}"

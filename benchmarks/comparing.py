@@ -120,7 +120,12 @@ class Rounds:
         ]
 
     def _least(self, clients: int) -> int:
-        """How many answers make a window: where requests are unlike each other, a whole round of them."""
+        """How many answers make a window: where requests are unlike each other, a whole round of them.
+
+        A written text takes seconds, and is the mean of its many tokens already: there, one of each client.
+        """
+        if any(asked.continued is not None for asked in self._requests):
+            return clients
         shapes = {tuple(array.shape for array in asked.tensors.values()) for asked in self._requests}
         return len(self._requests) if len(shapes) > 1 else 2 * clients
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -75,6 +76,20 @@ class Comparison(_Frozen):
     verdict: str
 
 
+class Written(_Frozen):
+    """What a language model's texts cost at the least: each of their tokens reads the file's bytes once."""
+
+    tokens: int
+    """Of each answer."""
+    file_bytes: int
+    read_rate: float
+    """Bytes a second, measured in the run."""
+
+    def share(self, tokens_per_second: float) -> float:
+        """How much of what memory allows one text at a time this is."""
+        return tokens_per_second * self.file_bytes / self.read_rate
+
+
 class WorkloadResult(_Frozen):
     """What was found with one model."""
 
@@ -83,6 +98,8 @@ class WorkloadResult(_Frozen):
     reference: str
     digest: str
     requests: int
+    written: Written | None = None
+    """Of a language model whose texts were timed."""
     error: str | None = None
     sides: tuple[SideRecord, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -128,7 +145,8 @@ def verdict_of(ratio: Ratio | None, flags: Sequence[str]) -> str:
 def table_of(found: WorkloadResult) -> Table:
     """One line for each comparison, and one for each side that could not be compared."""
     title = f"{found.name}: {found.about}\nours over the peer's time, below 1 is faster; 95 % BCa interval"
-    table = Table(title=title, title_justify="left", box=None)
+    caption = "\n".join(_tokens(found, found.written)) if found.written else None
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None)
     for column in ("ours", "peer", "asked", "measure"):
         table.add_column(column)
     for column in ("ours ms", "peer ms", "ratio", "noise floor", "pairs", "p (Holm)"):
@@ -152,6 +170,19 @@ def table_of(found: WorkloadResult) -> Table:
         elif not found.comparisons:
             table.add_row("", side.name, "", f"{side.checked} answers right")
     return table
+
+
+def _tokens(found: WorkloadResult, written: Written) -> list[str]:
+    """Tokens per second of each side and thing; of one text at a time also the share that memory allows."""
+    lines = []
+    for side, thing in sorted({(block.side, block.thing) for block in found.blocks}):
+        rates = [block.rate for block in found.blocks if (block.side, block.thing) == (side, thing)]
+        rate = written.tokens * statistics.median(rates)
+        line = f"{side} {thing}: {rate:.3g} tokens/s"
+        if thing.endswith("/1"):
+            line += f", {written.share(rate):.0%} of reading the file at {written.read_rate / 1e9:.3g} GB/s"
+        lines.append(line)
+    return lines
 
 
 def _typical(blocks: Sequence[Block], side: str, of: Comparison) -> float:

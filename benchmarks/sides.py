@@ -25,7 +25,7 @@ import httpx2
 import psutil  # type: ignore[import-untyped]  # its stubs are another distribution
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from benchmarks.environments import python_of
+from benchmarks.environments import native_wheel, python_of
 from benchmarks.wire import Form
 from mlos.errors import NotFoundError, RefusedError, UnavailableError
 from mlos.parity import Tolerance, tolerance_named
@@ -65,6 +65,8 @@ class Side(Protocol):
     title: str
     ours: bool
     configuration: tuple[str, ...]
+    speaks: frozenset[str]
+    """The wires by which it can be asked."""
 
     def prepare(self) -> str:
         """Set up what it needs; what it is made of, in a word.
@@ -87,6 +89,7 @@ class Mlos:
     """Our own server, as a person starts it."""
 
     ours = True
+    speaks = frozenset({"json", "binary", "text", "openai"})
 
     def __init__(self, name: str, *flags: str) -> None:
         self.name, self._flags = name, ("--log-level", "warning", *flags)
@@ -115,6 +118,7 @@ class Mlos:
                 "json": Wire(form="v2-json", path=tensors),
                 "binary": Wire(form="v2-binary", path=tensors),
                 "text": Wire(form="mlos-text", path=f"/v1/models/{name}/inference"),
+                "openai": Wire(form="openai", path="/v1/completions"),
             }
             facts = {key: str(server.model.get(key)) for key in ("engine", "precision", "threads")}
             yield Served(int(server.url.rpartition(":")[2]), wires, tolerance, facts)
@@ -134,6 +138,8 @@ class _Described(BaseModel):
     ready: str
     python: str | None = None
     """What its environment is made of, where not of this Python."""
+    native: bool = False
+    """Whether it computes with our own build of llama.cpp."""
     environment: dict[str, str] = {}
     configuration: tuple[str, ...]
     wires: dict[str, Wire]
@@ -160,12 +166,14 @@ class Peer:
         except (ValidationError, tomllib.TOMLDecodeError) as error:
             raise RefusedError(f"the description of peer {name!r} cannot be read: {error}") from error
         self.title, self.configuration = self._said.title, self._said.configuration
+        self.speaks = frozenset(self._said.wires)
         self._python, self._made = python, python is None
 
     def prepare(self) -> str:
         """Make its environment."""
         if self._made:
-            self._python = python_of(self.name, self._folder / "requirements.txt", self._said.python)
+            wheels = [native_wheel()] if self._said.native else []
+            self._python = python_of(self.name, self._folder / "requirements.txt", self._said.python, wheels)
         files = sorted(self._folder.glob("*"))
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
         return f"requirements and server {digest[:16]}"

@@ -2,7 +2,7 @@
 
 The Open Inference Protocol V2 carries tensors as JSON or as bytes behind it, under an id, without which KServe
 answers 500. Servers that do not know the protocol get the same JSON. A text goes as ``{"text": ...}``, or as a
-BYTES tensor where a server speaks V2 alone.
+BYTES tensor where a server speaks V2 alone. A prompt goes in OpenAI's words (:mod:`benchmarks.writing`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.client import http_request
+from benchmarks.writing import Continued
 from mlos.errors import ParityError
 from mlos.model import Tensors, TensorSpec
 from mlos.model.tensors import dtype_name
 from mlos.parity import Tolerance
 
-Form: TypeAlias = Literal["v2-json", "v2-binary", "text", "v2-text", "mlos-text"]
+Form: TypeAlias = Literal["v2-json", "v2-binary", "text", "v2-text", "mlos-text", "openai"]
 _HEADER = "Inference-Header-Content-Length"
 
 
@@ -32,6 +33,7 @@ class Asked:
     outputs: Tensors
     text: str | None = None
     embedding: NDArray[Any] | None = None
+    continued: Continued | None = None
 
 
 def written(form: Form, path: str, asked: Asked) -> bytes:
@@ -40,6 +42,9 @@ def written(form: Form, path: str, asked: Asked) -> bytes:
     outputs: list[dict[str, Any]]
     if form in ("text", "mlos-text"):
         body = msgspec.json.encode({"text": asked.text})
+    elif form == "openai":
+        assert asked.continued is not None
+        body = asked.continued.body()
     elif form == "v2-text":
         tensor = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [asked.text]}
         body = msgspec.json.encode({"id": "1", "inputs": [tensor]})
@@ -70,6 +75,10 @@ def check(form: Form, asked: Asked, body: bytes, length: str | None, tolerance: 
         ParityError: if it is not an answer in this form, lacks something, or differs beyond ``tolerance``.
     """
     try:
+        if form == "openai":
+            assert asked.continued is not None
+            asked.continued.check(body)
+            return
         found = _read(form, body, length)
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ParityError(f"not an answer in the form {form}: {type(error).__name__}: {error}") from error

@@ -19,13 +19,15 @@ import platformdirs
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
+from benchmarks.results import Written
 from benchmarks.wire import Asked
+from benchmarks.writing import continued, read_rate
 from mlos.console import ProgressMode
-from mlos.engines import open_model
+from mlos.engines import LanguageModel, open_model
 from mlos.errors import NotFoundError, UsageError
 from mlos.host.environment import usable_cores
 from mlos.model import InferenceRequest
-from mlos.parity import tolerance_named
+from mlos.parity import tolerance_of
 from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tasks import Silence, tasks_of
@@ -51,6 +53,8 @@ class Workload:
     requests: int
     tokens: tuple[int, int] | None = None
     """The fewest and most tokens of a text; None where tensors alone are asked about."""
+    writes: int | None = None
+    """Tokens that a language model is to write after a prompt of so many; None where it is no such model."""
 
     @property
     def even(self) -> bool:
@@ -59,6 +63,7 @@ class Workload:
 
 
 _TENSORS = (("json", 1), ("json", 16), ("binary", 1), ("binary", 16))
+_TINYLLAMA = "seeded/TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 WORKLOADS = {
     one.name: one
     for one in (
@@ -103,6 +108,28 @@ WORKLOADS = {
             "logits",
             16,
         ),
+        Workload(
+            "tinyllama",
+            "tinyllama",
+            _TINYLLAMA,
+            "64 tokens written after a prompt of 16, alone and 8 texts at a time",
+            (("openai", 1), ("openai", 8)),
+            "logits",
+            24,
+            (16, 16),
+            64,
+        ),
+        Workload(
+            "tinyllama-prompt",
+            "tinyllama",
+            _TINYLLAMA,
+            "a prompt of 512 tokens read, and the first token after it",
+            (("openai", 1),),
+            "logits",
+            10,
+            (512, 512),
+            1,
+        ),
     )
 }
 
@@ -140,8 +167,14 @@ def settings_of(workload: Workload, package: Package) -> dict[str, Any]:
     manifest = package.manifest
     assert manifest.artifact.path is not None
     embeddings: Mapping[str, Any] = manifest.preprocessing.get("embeddings", {})
-    texts = workload.tokens is not None
+    texts = workload.tokens is not None and workload.writes is None
+    language: dict[str, Any] = {}
+    if workload.writes is not None:
+        engine = open_model(package.folder, manifest.artifact, usable_cores())
+        assert isinstance(engine, LanguageModel)
+        language = {"context": engine.context_length, "sequences": Settings().sequences}
     return {
+        **language,
         "model": str(package.folder / manifest.artifact.path),
         "threads": usable_cores(),
         "outputs": [workload.output],
@@ -163,7 +196,7 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
     manifest = package.manifest
     engine = open_model(package.folder, manifest.artifact, usable_cores())
     if manifest.golden is not None:
-        Proof(package.folder, manifest, tolerance_named("fp32")).hold(engine)
+        Proof(package.folder, manifest, tolerance_of(manifest.artifact, "fp32")).hold(engine)
     chance, numbers = random.Random(seed), np.random.default_rng(seed)
     asked = []
     for number in range(workload.requests):
@@ -180,6 +213,12 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
             asked.append(Asked(tensors, engine.run(tensors, [workload.output])))
             continue
         low, high = workload.tokens
+        if workload.writes is not None:
+            request = InferenceRequest(prompt="a", task="text-generation")
+            task = tasks_of(package.folder, manifest).choose(request)
+            size = (low, workload.writes)
+            asked.append(Asked({}, {}, continued=continued(engine, task, package.name, _WORDS, size, chance)))
+            continue
         length = low + round((high - low) * number / max(workload.requests - 1, 1))
         text = _text(Tokenizer.from_file(str(package.path("tokenizer.json"))), length, chance)
         request = InferenceRequest(text=text, task="embeddings")
@@ -190,6 +229,15 @@ def requests_of(workload: Workload, package: Package, seed: int) -> list[Asked]:
         right = engine.run(prepared.inputs, [workload.output])
         asked.append(Asked(prepared.inputs, right, text, embedding))
     return asked
+
+
+def written_of(workload: Workload, package: Package) -> Written | None:
+    """What the texts of a language model cost at the least, on this host now; None where none is long."""
+    if workload.writes is None or workload.writes == 1:
+        return None
+    assert package.manifest.artifact.path is not None
+    size = (package.folder / package.manifest.artifact.path).stat().st_size
+    return Written(tokens=workload.writes, file_bytes=size, read_rate=read_rate(usable_cores()))
 
 
 def _text(tokenizer: Tokenizer, length: int, chance: random.Random) -> str:
