@@ -46,7 +46,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0,
         ge=0,
-        description="Threads per model worker; 0 takes what the model was tuned to, else the physical cores.",
+        description="Threads per model worker; 0 takes what the model was tuned to, else the physical cores. "
+        "Several workers of a model share the cores.",
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=64, description="Workers of each model, which share its queue, not its memory."
     )
     precision: Literal["fp32", "auto", "bf16", "fp16", "int8"] = Field(
         default="fp32",

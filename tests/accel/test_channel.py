@@ -19,7 +19,7 @@ from mlos.accel import FrontChannel, Job, WorkerChannel
 from mlos.accel.userspace import UserspaceFront, UserspaceWorker
 from mlos.errors import DeadlineError, InvalidInputError, MlosError, UnavailableError
 
-Backend = tuple[Callable[[Callable[[str], None]], FrontChannel], Callable[[int], WorkerChannel]]
+Backend = tuple[Callable[[Callable[[int, str], None]], FrontChannel], Callable[[int], WorkerChannel]]
 GONE = UnavailableError("the worker is gone")
 
 
@@ -32,7 +32,7 @@ def soon(seconds: float = 30.0) -> float:
     return time.monotonic() + seconds
 
 
-def unbroken(reason: str) -> None:
+def unbroken(place: int, reason: str) -> None:
     raise AssertionError(reason)
 
 

@@ -87,7 +87,7 @@ class Worker:
         serve(channel, self.model)
         channel.close()
 
-    def broken(self, reason: str) -> None:
+    def broken(self, place: int, reason: str) -> None:
         raise AssertionError(reason)
 
     def submit(self, body: dict[str, Any], seconds: float = 50.0) -> Ticket:

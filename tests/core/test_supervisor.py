@@ -105,6 +105,6 @@ def test_what_a_removed_model_computes_is_answered_when_the_server_ends(home: Pa
             await asyncio.sleep(0)
         with pytest.raises(UnavailableError, match="unloaded"):
             await asyncio.wait_for(asyncio.shield(ticket.outcome), 5)
-        assert replica.pid is None
+        assert replica.memory_bytes() is None  # there is no process any more
 
     asyncio.run(test())

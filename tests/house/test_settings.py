@@ -13,6 +13,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "grpc_port": ("9001", 9001),
     "threads": ("3", 3),
+    "replicas": ("2", 2),
     "precision": ("auto", "auto"),
     "sequences": ("4", 4),
     "request_timeout": ("1.5", 1.5),

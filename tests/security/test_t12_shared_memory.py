@@ -184,7 +184,7 @@ def test_no_descriptor_stays_open_once_the_arrays_are_gone(ends: tuple[socket.so
 def test_a_worker_that_breaks_the_rules_is_reported(frame: Emit | Complete | Claim) -> None:
     async def main() -> None:
         reasons: list[str] = []
-        front = UserspaceFront(reasons.append)
+        front = UserspaceFront(lambda place, reason: reasons.append(reason))
         with socket.socket(fileno=front.connect()) as worker:
             wire().encode(frame).send(worker)
             while not reasons:

@@ -1,10 +1,10 @@
-"""The hand-over of requests between the front and one model's worker process.
+"""The hand-over of requests between the front and one model's worker processes.
 
-A channel knows five verbs. The front *submits* a request and may *cancel* it; the worker *claims* up to n
+A channel knows five verbs. The front *submits* a request and may *cancel* it; a worker *claims* up to n
 requests, *emits* partial results and *completes*. Waiting requests stand in the front's heap (priority class,
 then earliest deadline, then arrival) until a worker claims them, so a worker that dies loses what it had
-claimed and nothing else. Deadlines are on ``CLOCK_MONOTONIC``, which all processes of one machine share;
-expired work is never started.
+claimed and nothing else. Several workers may share the heap, each at a *place* of its own: a small number.
+Deadlines are on ``CLOCK_MONOTONIC``, which all processes of one machine share; expired work is never started.
 
 What a channel does not know: models, tasks, HTTP. A body is anything made of numbers, strings, bytes, lists,
 dictionaries and numpy arrays. There is one backend, :mod:`mlos.accel.userspace`; a second one has only to keep
@@ -58,13 +58,14 @@ class FrontChannel(Protocol):
 
     @property
     def claimed(self) -> int:
-        """Requests claimed and not yet completed, cancelled ones included: the worker is still on them."""
+        """Requests claimed and not yet completed, cancelled ones included: a worker is still on them."""
         ...
 
-    def connect(self) -> int:
-        """Open a connection for a new worker; the descriptor returned is the worker's end.
+    def connect(self, place: int = 0) -> int:
+        """Open a connection for a new worker at a free place; the descriptor returned is the worker's end.
 
-        Hand it down to the worker process, then close it here.
+        Hand it down to the worker process, then close it here. The place is free again once the worker has
+        been taken leave of.
         """
         ...
 
@@ -76,12 +77,12 @@ class FrontChannel(Protocol):
         """Drop a request: never started if it still waits, else the worker is told; its result is ignored."""
         ...
 
-    def overdue(self) -> float:
-        """Seconds by which the worker has overrun the earliest deadline among its claims; 0 if it has not."""
+    def overdue(self, place: int = 0) -> float:
+        """Seconds by which a worker has overrun the earliest deadline among its claims; 0 if it has not."""
         ...
 
-    def disconnect(self, error: MlosError) -> None:
-        """Take leave of a dead worker: its claims fail with ``error``, what waits goes on waiting."""
+    def disconnect(self, error: MlosError, place: int | None = None) -> None:
+        """Take leave of a dead worker, or of all: its claims fail with ``error``, what waits goes on so."""
         ...
 
     def close(self, error: MlosError) -> None:

@@ -1,6 +1,6 @@
-"""The channel over a Unix socket: a heap in the front, credits from the worker, sealed memfds for large bodies.
+"""The channel over Unix sockets: a heap in the front, credits from its workers, sealed memfds for large bodies.
 
-The worker's ``claim`` sends credits; the front spends one per request it sends, and those that are left when
+A worker's ``claim`` sends credits; the front spends one per request it sends, and those that are left when
 it has sent what waits are void. So nothing lies in a socket buffer that the worker has no place for,
 priorities and deadlines are decided at the last moment, and what is written never exceeds what is being read.
 A claim that the worker does not wait for is the same claim: it stands, and is read when the worker looks in.
@@ -14,87 +14,32 @@ import itertools
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mlos.accel import Job, Outcome, Ticket
-from mlos.accel.wire import (
-    Cancel,
-    Claim,
-    Closed,
-    Complete,
-    Emit,
-    Given,
-    Packet,
-    ProtocolError,
-    Submit,
-    Wire,
-)
+from mlos.accel.end import End, Request
+from mlos.accel.wire import Cancel, Claim, Closed, Complete, Emit, Given, Packet, ProtocolError, Submit, Wire
 from mlos.errors import DeadlineError, InvalidInputError, MlosError, NoRoomError
 
 _MOST_CREDITS = 1024
-_MOST_READ_AT_ONCE = 32
 _MOST_PARTS = 1 << 16
 """Parts of one request that may wait to be taken: more than any model writes."""
-_END = object()
-
-
-class _Ticket:
-    """One request. ``sent`` is None while it waits."""
-
-    def __init__(self, number: int, body: Any, priority: int, deadline: float, submitted: float) -> None:
-        self.id = number
-        self.priority = priority
-        self.body = body
-        self.deadline = deadline
-        self.submitted = submitted
-        self.sent: float | None = None
-        self.ended = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.emitted: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def parts(self) -> AsyncIterator[Any]:
-        while (part := await self.emitted.get()) is not _END:
-            yield part
-
-    def end(self, result: Outcome | MlosError | None) -> None:
-        """Settle the request, once; None means that it was cancelled.
-
-        The outcome may be settled before: whoever stops waiting for a future cancels it.
-        """
-        self.ended = True
-        if self.timer is not None:
-            self.timer.cancel()
-        self.emitted.put_nowait(_END)
-        self.body = None
-        if self.outcome.done():
-            return
-        if isinstance(result, MlosError):
-            self.outcome.set_exception(result)
-            self.outcome.exception()  # marks it as seen: a client that has left leaves nobody to look at it
-        elif result is None:
-            self.outcome.cancel()
-        else:
-            self.outcome.set_result(result)
 
 
 class UserspaceFront:
-    """The front's end. ``broken`` is called with the reason when a worker breaks the rules of the wire."""
+    """The front's side. ``broken`` is told the place and the reason when a worker breaks the wire's rules."""
 
-    def __init__(self, broken: Callable[[str], None]) -> None:
+    def __init__(self, broken: Callable[[int, str], None]) -> None:
         self._broken = broken
         self._loop = asyncio.get_running_loop()
         self._wire: Wire[Claim | Emit | Complete] = Wire(Claim | Emit | Complete)
         self._numbers = itertools.count()
-        self._heap: list[tuple[int, float, int, _Ticket]] = []
+        self._turns = itertools.count()
+        self._heap: list[tuple[int, float, int, Request]] = []
         self._waiting = 0
-        self._claimed: dict[int, _Ticket] = {}
-        self._end: socket.socket | None = None
-        self._credits = 0
-        self._several = False
-        """Whether the worker's claim is for more than one: it waits to be told that there are no more."""
-        self._unsent: deque[tuple[Packet, _Ticket | None]] = deque()
+        self._ends: dict[int, End] = {}
 
     @property
     def waiting(self) -> int:
@@ -104,72 +49,74 @@ class UserspaceFront:
     @property
     def claimed(self) -> int:
         """See :class:`mlos.accel.FrontChannel`."""
-        return len(self._claimed)
+        return sum(len(end.claimed) for end in self._ends.values())
 
-    def overdue(self) -> float:
+    def overdue(self, place: int = 0) -> float:
         """See :class:`mlos.accel.FrontChannel`."""
-        if not self._claimed:
+        end = self._ends.get(place)
+        if end is None or not end.claimed:
             return 0.0
-        return max(0.0, time.monotonic() - min(ticket.deadline for ticket in self._claimed.values()))
+        return max(0.0, time.monotonic() - min(request.deadline for request in end.claimed.values()))
 
-    def connect(self) -> int:
+    def connect(self, place: int = 0) -> int:
         """See :class:`mlos.accel.FrontChannel`."""
-        assert self._end is None, "a channel has one worker at a time"
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._end = ours
-        self._loop.add_reader(ours.fileno(), self._readable)
-        return theirs.detach()
+        assert place not in self._ends, "a place has one worker at a time"
+        end = End(self._wire, self._take, self._take_back, partial(self._broken, place))
+        self._ends[place] = end
+        return end.open()
 
-    def submit(self, body: Any, *, deadline: float, priority: int = 0) -> _Ticket:
+    def submit(self, body: Any, *, deadline: float, priority: int = 0) -> Request:
         """See :class:`mlos.accel.FrontChannel`."""
         now = time.monotonic()
-        ticket = _Ticket(next(self._numbers), body, priority, deadline, now)
+        request = Request(next(self._numbers), body, priority, deadline, now)
         if deadline <= now:
-            ticket.end(_expired(ticket))
-            return ticket
+            request.settle(_expired(request))
+            return request
         # Not call_at: the event loop's own clock may be coarser than the monotonic one, and cached.
-        ticket.timer = self._loop.call_later(deadline - now, self._expire, ticket)
-        self._push(ticket)
+        request.timer = self._loop.call_later(deadline - now, self._expire, request)
+        self._push(request)
         self._dispatch()
-        return ticket
+        return request
 
     def cancel(self, ticket: Ticket) -> None:
         """See :class:`mlos.accel.FrontChannel`."""
-        assert isinstance(ticket, _Ticket)
+        assert isinstance(ticket, Request)
         self._drop(ticket, None)
 
-    def disconnect(self, error: MlosError) -> None:
+    def disconnect(self, error: MlosError, place: int | None = None) -> None:
         """See :class:`mlos.accel.FrontChannel`."""
-        if self._end is not None:
-            self._read(self._end, last=True)
-        if self._end is not None:
-            self._hang_up(self._end)
-        for ticket in self._claimed.values():
-            ticket.end(error)
-        self._claimed.clear()
+        for each in list(self._ends) if place is None else [place]:
+            end = self._ends.get(each)
+            if end is not None:
+                end.leave(error)
+                del self._ends[each]
 
     def close(self, error: MlosError) -> None:
         """See :class:`mlos.accel.FrontChannel`."""
         self.disconnect(error)
-        for *_, ticket in self._heap:
-            ticket.end(error)
+        for *_, request in self._heap:
+            request.settle(error)
         self._heap.clear()
         self._waiting = 0
 
-    def _push(self, ticket: _Ticket) -> None:
-        heapq.heappush(self._heap, (ticket.priority, ticket.deadline, ticket.id, ticket))
+    def _push(self, request: Request) -> None:
+        heapq.heappush(self._heap, (request.priority, request.deadline, request.id, request))
         self._waiting += 1
 
-    def _expire(self, ticket: _Ticket) -> None:
-        self._drop(ticket, _expired(ticket))
+    def _take_back(self, request: Request) -> None:
+        """Queue again what a worker never got. Another may take it, in a moment: somebody is giving now."""
+        self._push(request)
+        self._loop.call_soon(self._dispatch)
 
-    def _drop(self, ticket: _Ticket, error: MlosError | None) -> None:
-        if ticket.ended:
+    def _expire(self, request: Request) -> None:
+        self._drop(request, _expired(request))
+
+    def _drop(self, request: Request, error: MlosError | None) -> None:
+        if request.ended:
             return
-        ticket.end(error)
-        if ticket.id in self._claimed:
-            self._send(self._wire.encode(Cancel(ticket.id)), None)
+        request.settle(error)
+        if request.end is not None:
+            request.end.tell(Cancel(request.id))
             return
         self._waiting -= 1
         if len(self._heap) > 64 and len(self._heap) > 2 * self._waiting:
@@ -177,128 +124,64 @@ class UserspaceFront:
             heapq.heapify(self._heap)
 
     def _dispatch(self) -> None:
-        """Spend the worker's credits on what is first in the heap: as much of a claim as there is, at once."""
+        """Meet the claims there are with what is first in the heap.
+
+        The worker with the least to do goes first, and of those the one that has waited longest.
+        """
+        while self._heap and (ready := [end for end in self._ends.values() if end.credits]):
+            self._meet(min(ready, key=lambda end: (len(end.claimed), end.turn)))
+
+    def _meet(self, end: End) -> None:
+        """Spend a worker's credits: as much of a claim as there is, at once."""
         given = False
-        while self._credits and self._heap:
-            *_, ticket = heapq.heappop(self._heap)
-            if ticket.ended:
+        while end.credits and self._heap:
+            *_, request = heapq.heappop(self._heap)
+            if request.ended:
                 continue
             self._waiting -= 1
             now = time.monotonic()
-            if ticket.deadline <= now:
-                ticket.end(_expired(ticket))
+            if request.deadline <= now:
+                request.settle(_expired(request))
                 continue
             try:
-                packet = self._wire.encode(Submit(ticket.id, ticket.deadline, now, ticket.body))
+                packet = self._wire.encode(Submit(request.id, request.deadline, now, request.body))
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
-                ticket.end(InvalidInputError(f"the request cannot be handed to the model: {error}"))
+                request.settle(InvalidInputError(f"the request cannot be handed to the model: {error}"))
                 continue
             except OSError as error:
-                ticket.end(NoRoomError(f"no memory to hand the request to the model: {error}"))
+                request.settle(NoRoomError(f"no memory to hand the request to the model: {error}"))
                 continue
-            ticket.sent = now
-            self._credits -= 1
             given = True
-            self._claimed[ticket.id] = ticket
-            self._send(packet, ticket)
+            end.give(packet, request, now)
         if given:
-            self._credits = 0
-            if self._several:
-                self._send(self._wire.encode(Given()), None)
+            end.credits = 0
+            if end.several:
+                end.tell(Given())
 
-    def _send(self, packet: Packet, ticket: _Ticket | None) -> None:
-        """Send a packet, now or when there is room. ``ticket`` is the request it carries, if it does."""
-        self._unsent.append((packet, ticket))
-        if self._end is None:
-            self._discard_unsent()
-        elif len(self._unsent) == 1:
-            self._write(self._end)
-            if self._unsent:
-                self._loop.add_writer(self._end.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        assert self._end is not None
-        self._write(self._end)
-        if not self._unsent:
-            self._loop.remove_writer(self._end.fileno())
-
-    def _write(self, end: socket.socket) -> None:
-        try:
-            while self._unsent:
-                self._unsent[0][0].send(end)
-                self._unsent.popleft()
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            # The worker is gone. What it answered before is still to be read, what it never got goes back.
-            self._credits = 0
-            self._discard_unsent()
-
-    def _discard_unsent(self) -> None:
-        while self._unsent:
-            packet, ticket = self._unsent.popleft()
-            packet.discard()
-            if ticket is not None:
-                del self._claimed[ticket.id]
-                if not ticket.ended:
-                    ticket.sent = None
-                    self._push(ticket)
-
-    def _readable(self) -> None:
-        assert self._end is not None
-        self._read(self._end, last=False)
-
-    def _read(self, end: socket.socket, *, last: bool) -> None:
-        """Take in what has come: a bounded number of messages, so that others get their turn.
-
-        With ``last``, all that a dead worker left behind: its answers count, its claims are void.
-        """
-        for _ in itertools.count() if last else range(_MOST_READ_AT_ONCE):
-            try:
-                message = self._wire.receive(end)
-                if not (last and isinstance(message, Claim)):
-                    self._take(message)
-            except BlockingIOError:
-                return
-            except Closed:
-                self._hang_up(end)
-                return
-            except ProtocolError as error:
-                self._hang_up(end)
-                self._broken(str(error))
-                return
-
-    def _take(self, message: Claim | Emit | Complete) -> None:
+    def _take(self, end: End, message: Claim | Emit | Complete) -> None:
         if isinstance(message, Claim):
-            self._credits += message.count
-            if message.count < 1 or self._credits > _MOST_CREDITS:
-                raise ProtocolError(f"claimed {message.count} with {self._credits} credits")
-            self._several = message.count > 1
+            end.credits += message.count
+            if message.count < 1 or end.credits > _MOST_CREDITS:
+                raise ProtocolError(f"claimed {message.count} with {end.credits} credits")
+            end.several = message.count > 1
+            end.turn = next(self._turns)
             self._dispatch()
             return
-        ticket = self._claimed.get(message.id)
-        if ticket is None or ticket.sent is None:
+        request = end.claimed.get(message.id)
+        if request is None or request.sent is None:
             raise ProtocolError(f"spoke of request {message.id}, which it has not claimed")
         if isinstance(message, Emit):
-            if not ticket.ended:
-                if ticket.emitted.qsize() >= _MOST_PARTS:
+            if not request.ended:
+                if request.emitted.qsize() >= _MOST_PARTS:
                     raise ProtocolError(f"emitted {_MOST_PARTS} parts of request {message.id} that nobody took")
-                ticket.emitted.put_nowait(message.body)
+                request.emitted.put_nowait(message.body)
             return
-        del self._claimed[message.id]
+        del end.claimed[message.id]
         if message.error is not None:
-            ticket.end(MlosError.from_dict(message.error))
+            request.settle(MlosError.from_dict(message.error))
             return
         now = time.monotonic()
-        ticket.end(Outcome(message.body, ticket.submitted, ticket.sent, message.finished, now))
-
-    def _hang_up(self, end: socket.socket) -> None:
-        self._loop.remove_reader(end.fileno())
-        self._loop.remove_writer(end.fileno())
-        end.close()
-        self._end = None
-        self._credits = 0
-        self._discard_unsent()
+        request.settle(Outcome(message.body, request.submitted, request.sent, message.finished, now))
 
 
 class UserspaceWorker:
@@ -393,9 +276,9 @@ class UserspaceWorker:
         self._backlog.append(Job(message.id, message.body, message.deadline, message.sent, time.monotonic()))
 
 
-def _expired(ticket: _Ticket) -> DeadlineError:
-    where = "waiting in the queue" if ticket.sent is None else "being computed"
-    allowed = ticket.deadline - ticket.submitted
+def _expired(request: Request) -> DeadlineError:
+    where = "waiting in the queue" if request.sent is None else "being computed"
+    allowed = request.deadline - request.submitted
     return DeadlineError(
         f"the request's deadline of {allowed:.3g} s passed while it was {where}",
         hint="send it again later, ask for less at a time, or raise the server's --request-timeout",

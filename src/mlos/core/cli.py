@@ -50,7 +50,10 @@ def serve(
         typer.Option(help="Serve this model only, and load it now; installed if it is not. May be repeated."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads per model; 0 takes the physical cores. [default: 0]")
+        int | None, typer.Option(help="Threads per worker; 0 takes the physical cores. [default: 0]")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Workers per model; they share the cores. [default: 1]")
     ] = None,
     precision: Annotated[
         str | None,
@@ -93,6 +96,7 @@ def serve(
         "grpc_port": grpc_port,
         "host": host,
         "threads": threads,
+        "replicas": replicas,
         "precision": precision,
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,

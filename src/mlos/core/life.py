@@ -42,17 +42,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Terms:
-    """On what terms every worker of a server runs. ``load_timeout`` is in seconds."""
+    """On what terms every worker of a server runs. ``load_timeout`` is in seconds, ``replicas`` per model."""
 
     load_timeout: float
     limits: Limits
     chooser: Chooser
     room: Room
     sequences: int = 1
+    replicas: int = 1
 
 
 class Life:
-    """A worker process that serves a channel. ``loss`` makes what the requests are told that it dies with."""
+    """A worker process at a place of a channel. ``loss`` makes what the requests that it dies with are told."""
 
     def __init__(
         self,
@@ -61,13 +62,14 @@ class Life:
         store: Store,
         terms: Terms,
         channel: FrontChannel,
+        place: int,
         loss: Callable[[], MlosError],
     ) -> None:
         self.started = time.monotonic()
         self.peak_bytes = 0
         """The most memory it is known to have had."""
         self._name, self._served, self._store, self._terms = name, served, store, terms
-        self._channel, self._loss = channel, loss
+        self._channel, self._place, self._loss = channel, place, loss
         self._process: Spawned | None = None
         self._ended_for: str | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -82,7 +84,7 @@ class Life:
             process = self._process = await self._spawn()
         except OSError as error:  # no more processes, descriptors or memory: it may go better later
             ended = f"could not be started: {error.strerror}"
-            self._channel.disconnect(UnavailableError(ended))
+            self._channel.disconnect(UnavailableError(ended), self._place)
             return ended
         listening = asyncio.create_task(self._listen(process.stderr))
         dead = asyncio.create_task(process.wait())
@@ -96,7 +98,7 @@ class Life:
                 is_ready(report)
             while not (await asyncio.wait({dead}, timeout=1.0))[0]:
                 self.note_peak()
-                if self._channel.overdue() > OVERRUN_SECONDS:
+                if self._channel.overdue(self._place) > OVERRUN_SECONDS:
                     self.end(f"overran a request's deadline by {OVERRUN_SECONDS:g} s and was ended")
             await listening
             return self._epitaph(dead.result())
@@ -131,7 +133,7 @@ class Life:
         return peak
 
     async def _spawn(self) -> Spawned:
-        descriptor, served = self._channel.connect(), self._served
+        descriptor, served = self._channel.connect(self._place), self._served
         choice = served.choice
         orders = Orders(
             parent=os.getpid(),
@@ -181,7 +183,7 @@ class Life:
 
     async def _bid_farewell(self, process: Spawned, dead: asyncio.Task[int]) -> None:
         """Hang up, which ends a worker that is well; end one that is not."""
-        self._channel.disconnect(self._loss())
+        self._channel.disconnect(self._loss(), self._place)
         if self._ended_for is None:
             await asyncio.wait({dead}, timeout=_GOODBYE_SECONDS)
         if not dead.done():

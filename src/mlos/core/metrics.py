@@ -208,15 +208,16 @@ def _cpu_share() -> float:
 
 _GAUGES: tuple[tuple[str, str, Callable[[Replica], float | None]], ...] = (
     ("mlos_queue_depth", "Requests waiting", lambda replica: replica.channel.waiting),
-    ("mlos_claimed", "Requests at the worker", lambda replica: replica.channel.claimed),
+    ("mlos_claimed", "Requests at the workers", lambda replica: replica.channel.claimed),
     ("mlos_load_seconds", "Last load, from start to ready", lambda replica: replica.load_seconds),
-    ("mlos_worker_memory_bytes", "Resident memory of the worker", lambda replica: replica.memory_bytes()),
+    ("mlos_worker_memory_bytes", "Resident memory of the workers", lambda replica: replica.memory_bytes()),
     (
         "mlos_worker_memory_peak_bytes",
-        "Most resident memory that the worker has had",
+        "Most resident memory that each of the workers has had, together",
         lambda replica: replica.peak_memory_bytes(),
     ),
-    ("mlos_model_ready", "Whether the worker is ready", lambda replica: replica.state is State.READY),
+    ("mlos_model_ready", "Whether a worker is ready", lambda replica: replica.state is State.READY),
+    ("mlos_workers_ready", "Workers that are ready", lambda replica: replica.workers_ready),
 )
 
 _HOST: tuple[tuple[str, str, Callable[[], float]], ...] = (

@@ -1,10 +1,10 @@
-"""A replica: one model's worker through all its lives, and the queue that outlives them.
+"""A replica: one model's workers through all their lives, and the queue that outlives them.
 
-States: STOPPED (nothing runs; the next request starts it), LOADING, READY, RESTARTING (the worker ended and is
-being replaced) and FAILED (it was refused, or crashed again and again; ``error`` says why). A worker's death
-costs the requests that it was computing, which are answered 503 and not tried again: a request that kills its
-worker must not kill the next one. Those that wait go to the replacement; only when deaths repeat are new ones
-turned away.
+States: STOPPED (nothing runs; the next request starts it), LOADING, READY (at least one worker is),
+RESTARTING (the last worker ended and is being replaced) and FAILED (it was refused, or crashed again and again;
+``error`` says why). A worker's death costs the requests that it was computing, which are answered 503 and not
+tried again: a request that kills its worker must not kill the next one. Those that wait go to the others and
+to the replacement; only when deaths repeat and no worker is left are new ones turned away.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from mlos.accel.userspace import UserspaceFront
@@ -25,7 +27,7 @@ from mlos.errors import MlosError, NoRoomError, UnavailableError
 from mlos.store import Package, Store
 
 CRASH_LIMIT = 5
-"""Deaths in a row after which a model is given up."""
+"""Deaths in a row, at every place, after which a model is given up."""
 DELAYS = (0.0, 0.5, 1.0, 2.0)
 """Seconds before each replacement in a row."""
 STABLE_SECONDS = 30.0
@@ -52,8 +54,24 @@ class State(StrEnum):
     FAILED = "FAILED"
 
 
+@dataclass
+class _Place:
+    """Where one worker after another serves. ``life`` is the present one, ``crashes`` its deaths in a row.
+
+    ``why`` the next is started, and from when on (``again_at``), where one has to wait for it.
+    """
+
+    number: int
+    why: str = ""
+    life: Life | None = None
+    ready: bool = False
+    ready_since: float = 0.0
+    crashes: int = 0
+    again_at: float = 0.0
+
+
 class Replica:
-    """One model's worker. Its attributes may be read at any time; ``reason`` explains ``state``."""
+    """One model's workers. Its attributes may be read at any time; ``reason`` explains ``state``."""
 
     def __init__(self, package: Package, store: Store, terms: Terms) -> None:
         self.package = package
@@ -82,28 +100,25 @@ class Replica:
         self._store = store
         self._lives: asyncio.Task[None] | None = None
         self._halting: asyncio.Task[None] | None = None
-        self._why = ""
         self._readied = 0
         self._peak = 0
-        self._life: Life | None = None
-        self._ready_since = 0.0
-        self._again_at = 0.0
-        self._crashes = 0
+        """The most memory that one worker has had."""
+        self._places = [_Place(number) for number in range(terms.replicas)]
 
     def start(self, why: str) -> None:
-        """See to it that a worker runs or is on its way. Any number of callers share one."""
+        """See to it that the workers run or are on their way. Any number of callers share them."""
         if isinstance(self.error, NoRoomError) and self._halting is None:
             self._lives = None  # there may be room by now
         if self._lives is None:
             self.state, self.reason, self.error = State.LOADING, "loading", None
-            self._why, self._crashes = why, 0
+            self._places = [_Place(place.number, why) for place in self._places]
             self._lives = asyncio.create_task(self._live())
 
     def admit(self) -> None:
-        """Start the worker if need be, or raise what a request has to be answered with now.
+        """Start the workers if need be, or raise what a request has to be answered with now.
 
         Raises:
-            UnavailableError: it was unloaded, or its worker dies again and again; then ``retry_after`` is when
+            UnavailableError: it was unloaded, or its workers die again and again; then ``retry_after`` is when
                 the next should be ready.
             MlosError: the model has failed, for this reason.
         """
@@ -121,14 +136,15 @@ class Replica:
     def _refuse(self) -> None:
         if self.error is not None:
             raise self.error.again()
-        if self.state is State.RESTARTING and self._crashes > 1:
+        if self.state is State.RESTARTING and all(place.crashes > 1 for place in self._places):
+            again = min(place.again_at for place in self._places)
             raise UnavailableError(
                 f"model {self.package.name} is restarting: {self.reason}",
-                retry_after=max(0.0, self._again_at - time.monotonic()) + (self.load_seconds or 1.0),
+                retry_after=max(0.0, again - time.monotonic()) + (self.load_seconds or 1.0),
             )
 
     async def load(self, why: str) -> None:
-        """Wait until the model is ready; what failed before is tried again.
+        """Wait until one worker is ready; what failed before is tried again.
 
         Raises:
             UnavailableError: it dies again and again, or was unloaded meanwhile.
@@ -148,7 +164,7 @@ class Replica:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def unload(self) -> None:
-        """End the worker of a model that is out of service, once what was accepted is answered.
+        """End the workers of a model that is out of service, once what was accepted is answered.
 
         Raises:
             UnavailableError: it was loaded again before that.
@@ -160,17 +176,17 @@ class Replica:
         await self._halt(_UNLOADED)
 
     async def rest(self, why: str) -> None:
-        """End the worker as soon as nothing waits and nothing is computed; the next request starts another."""
+        """End the workers as soon as nothing waits and nothing is computed; the next request starts others."""
         await self._rested()
         await self._halt(why)
 
     async def evict(self) -> None:
-        """End the idle worker to make room."""
+        """End the idle workers to make room."""
         self.evictions += 1
         await self._halt("it made way for another model: its next request loads it")
 
     async def stop(self) -> None:
-        """End the worker for good; what it computes and what waits is answered 503."""
+        """End the workers for good; what they compute and what waits is answered 503."""
         self.withdrawn = True
         self.channel.close(UnavailableError(f"model {self.name} has been unloaded"))
         await self._halt(_UNLOADED)
@@ -187,13 +203,8 @@ class Replica:
         self._peak = elder._peak
 
     def served(self, seconds: float) -> None:
-        """Note how long the worker spent on a request."""
+        """Note how long a worker spent on a request."""
         self.service_seconds += (seconds - self.service_seconds) * (0.1 if self.service_seconds else 1.0)
-
-    @property
-    def pid(self) -> int | None:
-        """The worker process, while there is one."""
-        return self._life.pid if self._life is not None else None
 
     @property
     def name(self) -> str:
@@ -202,24 +213,32 @@ class Replica:
 
     @property
     def idle(self) -> bool:
-        """Whether its worker may be ended without anybody noticing but by the time of the next request."""
+        """Whether its workers may be ended without anybody noticing but by the time of the next request."""
         busy = self.channel.waiting or self.channel.claimed
         return self.state is State.READY and not busy and not self.pinned
 
     @property
+    def workers_ready(self) -> int:
+        """How many of its workers are ready."""
+        return sum(place.ready for place in self._places)
+
+    @property
     def needed_bytes(self) -> int:
-        """Memory of a worker: the most one has had here, or what its files let expect before one has run."""
+        """Memory of all workers: the most one has had here, or what its files let expect before one has run."""
         package = self.served_as.package if self.served_as is not None else self.package
-        seen = max(self._peak, self._life.peak_bytes if self._life is not None else 0)
-        return seen or _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size)
+        seen = max(self._peak, *(life.peak_bytes for life in self._lives_now()), 0)
+        return len(self._places) * (seen or _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size))
 
     def memory_bytes(self) -> int | None:
-        """Resident memory of the worker, while there is one."""
-        return self._life.memory_bytes() if self._life is not None else None
+        """Resident memory of the workers together, while there is one."""
+        return _sum(life.memory_bytes() for life in self._lives_now())
 
     def peak_memory_bytes(self) -> int | None:
-        """The most resident memory the worker has had, while there is one."""
-        return self._life.note_peak() if self._life is not None else None
+        """The most resident memory that each present worker has had, together."""
+        return _sum(life.note_peak() for life in self._lives_now())
+
+    def _lives_now(self) -> list[Life]:
+        return [place.life for place in self._places if place.life is not None]
 
     async def _live(self) -> None:
         try:
@@ -228,8 +247,7 @@ class Replica:
             self.served_as = served
             async with self.terms.room.taken_by(self):
                 with self._store.lease(served.package):
-                    while True:
-                        await self._bury(await self._one_life(served))
+                    await self._fill_all(served)
         except MlosError as error:
             self._fail(error)
         except Exception:  # a bug of ours must not leave requests waiting for a worker that never comes
@@ -237,6 +255,26 @@ class Replica:
             self._fail(
                 MlosError(f"model {self.package.name} cannot be loaded: the server met a bug; see its log")
             )
+
+    async def _fill_all(self, served: Served) -> None:
+        """See to a worker at every place; it ends when one of them brings the model down, with its reason."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for place in self._places:
+                    group.create_task(self._fill(place, served))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+    async def _fill(self, place: _Place, served: Served) -> None:
+        """One life after another. What brings a model down is a misfortune while others are ready."""
+        while True:
+            try:
+                ended = await self._one_life(place, served)
+            except MlosError as error:
+                if not self.workers_ready:
+                    raise
+                ended = f"was refused: {error.message}"
+            await self._bury(place, ended)
 
     async def _rested(self) -> None:
         """Wait until nothing waits and nothing is computed; who has found this replica gets to ask it first."""
@@ -246,7 +284,7 @@ class Replica:
                 return
 
     async def _halt(self, why: str) -> None:
-        """End the worker, to which nothing is handed from now on; what waits is left waiting."""
+        """End the workers, to which nothing is handed from now on; what waits is left waiting."""
         if self._halting is None:
             self.channel.disconnect(UnavailableError(f"model {self.name} has been unloaded"))
             self.state, self.reason = State.STOPPED, why
@@ -268,35 +306,37 @@ class Replica:
         self.channel.close(error)
         _log.error("model failed", extra=fields(**self._identity(), **error.as_dict()))
 
-    async def _bury(self, ended: str) -> None:
+    async def _bury(self, place: _Place, ended: str) -> None:
         """Count a death, and wait as long as is proper before the next life."""
-        self._crashes = 1 if time.monotonic() - self._ready_since > STABLE_SECONDS else self._crashes + 1
-        if self._crashes >= CRASH_LIMIT:
+        lasted = time.monotonic() - place.ready_since
+        place.crashes = 1 if lasted > STABLE_SECONDS else place.crashes + 1
+        if not self.workers_ready and all(each.crashes >= CRASH_LIMIT for each in self._places):
             raise UnavailableError(
-                f"model {self.package.name}: {self._crashes} workers in a row have died; the last {ended}",
+                f"model {self.package.name}: {place.crashes} workers in a row have died; the last {ended}",
                 retry_after=STABLE_SECONDS,
                 hint="see the server's log; it is tried again when it is installed or the server restarts",
             )
         self.restarts += 1
-        delay = DELAYS[self._crashes - 1]
-        self._again_at = time.monotonic() + delay
-        self.state, self.reason = State.RESTARTING, f"its worker {ended}"
+        delay = DELAYS[place.crashes - 1] if place.crashes <= len(DELAYS) else STABLE_SECONDS
+        place.again_at = time.monotonic() + delay
+        if not self.workers_ready:
+            self.state, self.reason = State.RESTARTING, f"its worker {ended}"
         _log.warning("worker died", extra=fields(**self._identity(), reason=ended, restarts_in=delay))
         await asyncio.sleep(delay)
 
-    async def _one_life(self, served: Served) -> str:
+    async def _one_life(self, place: _Place, served: Served) -> str:
         """See a worker through; returns how it ended.
 
         Raises:
             MlosError: it refused to load the model.
         """
-        life = self._life = Life(self.name, served, self._store, self.terms, self.channel, self._loss)
-        self._ready_since = life.started  # a worker that dies while it loads has not been ready for long
+        life = Life(self.name, served, self._store, self.terms, self.channel, place.number, self._loss)
+        place.life, place.ready_since = life, life.started  # who dies loading has not been ready for long
         try:
-            return await life.run(lambda report: self._is_ready(served, report, life))
+            return await life.run(lambda report: self._is_ready(place, served, report, life))
         finally:
             self._peak = max(self._peak, life.peak_bytes)
-            self._life = None
+            place.life, place.ready = None, False
 
     def _loss(self) -> MlosError:
         return UnavailableError(
@@ -304,16 +344,16 @@ class Replica:
             retry_after=self.load_seconds or 1.0,
         )
 
-    def _broken(self, reason: str) -> None:
-        if self._life is not None:
-            self._life.end(f"broke the protocol ({reason}) and was ended")
+    def _broken(self, number: int, reason: str) -> None:
+        if (life := self._places[number].life) is not None:
+            life.end(f"broke the protocol ({reason}) and was ended")
 
-    def _is_ready(self, served: Served, report: Report, life: Life) -> None:
-        self._ready_since = time.monotonic()
+    def _is_ready(self, place: _Place, served: Served, report: Report, life: Life) -> None:
+        place.ready, place.ready_since = True, time.monotonic()
         self._readied += 1
-        self.loads[self._why] += 1
-        self._why = "restart"
-        self.report, self.load_seconds = report, self._ready_since - life.started
+        self.loads[place.why] += 1
+        place.why = "restart"
+        self.report, self.load_seconds = report, place.ready_since - life.started
         self.state, self.reason = State.READY, None
         _log.info(
             "model ready",
@@ -327,7 +367,7 @@ class Replica:
                 stages={name: round(seconds, 3) for name, seconds in report.load_seconds.items()},
                 sandbox=report.sandbox,
                 heavy=report.heavy,
-                memory_bytes=self.memory_bytes(),
+                memory_bytes=life.memory_bytes(),
             ),
         )
         for name, why in report.missing.items():
@@ -335,5 +375,11 @@ class Replica:
         if report.note is not None:
             _log.warning(report.note, extra=fields(**life.identity))
 
-    def _identity(self) -> dict[str, str | int | None]:
-        return {"model": self.name, "digest": self.package.digest[:12], "worker": self.pid}
+    def _identity(self) -> dict[str, str]:
+        return {"model": self.name, "digest": self.package.digest[:12]}
+
+
+def _sum(parts: Iterable[int | None]) -> int | None:
+    """The sum of what is known; None if nothing is."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None

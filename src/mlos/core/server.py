@@ -150,13 +150,16 @@ async def _serve(
     log: QueuedLog,
 ) -> None:
     _raise_descriptor_limit()
-    store, cores = Store(settings.store), usable_cores()
+    store, cores, threads = Store(settings.store), usable_cores(), settings.threads
+    if settings.replicas > 1:  # each has its part of the cores, whatever a model alone was tuned to
+        threads = threads or max(1, cores // settings.replicas)
     terms = Terms(
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
-        Chooser(settings.home, store, settings.precision, settings.threads, cores),
+        Chooser(settings.home, store, settings.precision, threads, cores),
         Room(settings.memory_budget),
         settings.sequences,
+        settings.replicas,
     )
     supervisor = Supervisor(store, terms, named)
     metrics = Metrics(supervisor)
@@ -193,7 +196,8 @@ async def _serve(
                 url=base_url(listener),
                 grpc=called.address,
                 administration=str(settings.sockets) if owners is not None else None,
-                threads=settings.threads or cores,
+                threads=threads or cores,
+                replicas=settings.replicas,
                 precision=settings.precision,
                 named=list(named),
             ),
