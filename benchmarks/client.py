@@ -164,6 +164,8 @@ class _Load:
     def close(self) -> None:
         """Ask no more."""
         self.stopped = True
+        for task in self._tasks:
+            task.cancel()
         for transport in self._open:
             transport.close()
 
@@ -201,6 +203,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, which has all of it
+        if self._load.stopped:
+            self._transport.close()
+            return
         self._ask()
 
     def _ask(self) -> None:
