@@ -52,6 +52,13 @@ class Settings(BaseSettings):
     replicas: int = Field(
         default=1, ge=1, le=64, description="Workers of each model, which share its queue, not its memory."
     )
+    batch_wait_ms: float = Field(
+        default=0.0,
+        ge=0,
+        le=60_000,
+        description="Milliseconds that a request may wait for others, where the model was tuned to compute "
+        "several together; never more than half of its time. 0 takes those that wait anyhow.",
+    )
     precision: Literal["fp32", "auto", "bf16", "fp16", "int8"] = Field(
         default="fp32",
         description="Precision that models packaged in fp32 are served in: fp32 stays equal to the framework, "

@@ -143,3 +143,15 @@ def test_the_third_partys_engine_of_the_docs_serves_once_a_record_names_it(
     assert answer.status == 200, answer.body
     assert (answer.json["engine"], answer.json["result"]) == ("onnx-reference", {"y": [[2, 4, 6]]})
     assert server.infer("double", {"inputs": {"x": [[1, 2]]}}).status == 400
+
+
+def test_requests_wait_for_company_where_that_was_allowed(start: Start, store: Store, home: Path) -> None:
+    package = packages.embedder(store)
+    records.write(home, package, "onnxruntime", batching=PAYS)
+    server = start("--model", "embedder", "--batch-wait", "20000")
+    server.wait_for(lambda: bool(server.row("embedder")["state"] == "READY"))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: server.infer("embedder", {"text": "mlos"}), range(4)))
+    assert {answer.status for answer in answers} == {200}
+    assert server.metric("mlos_batch_size_count", model="embedder") == 4
+    assert server.metric("mlos_batch_size_bucket", model="embedder", le="2.0") == 0

@@ -14,6 +14,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "grpc_port": ("9001", 9001),
     "threads": ("3", 3),
     "replicas": ("2", 2),
+    "batch_wait_ms": ("2.5", 2.5),
     "precision": ("auto", "auto"),
     "sequences": ("4", 4),
     "request_timeout": ("1.5", 1.5),

@@ -51,6 +51,13 @@ class Ticket(Protocol):
 class FrontChannel(Protocol):
     """The front's end. All methods are called from the event loop's thread and none of them blocks."""
 
+    batch_wait: float
+    """Seconds that a request may wait for others, where a claim is for more than wait; 0 unless it is set.
+
+    A claim that is held for company is met once as many wait as it is for, or the first that came has waited so
+    long, or for half of the time that its deadline leaves it.
+    """
+
     @property
     def waiting(self) -> int:
         """Requests submitted and not yet claimed."""
@@ -107,7 +114,8 @@ class WorkerChannel(Protocol):
     def claim(self, limit: int = 1, *, wait: bool = True) -> list[Job]:
         """Wait for work: one to ``limit`` requests, none of them cancelled or expired.
 
-        They are those that wait at that moment, first ones first; it is not waited for more of them.
+        They are those that wait at that moment, first ones first; it is not waited for more of them, unless
+        the front was told to.
         An empty list means that the front has closed the channel.
 
         Without ``wait`` it does not block: it gives what has come, which may be nothing, and a claim of

@@ -32,6 +32,7 @@ class UserspaceFront:
     """The front's side. ``broken`` is told the place and the reason when a worker breaks the wire's rules."""
 
     def __init__(self, broken: Callable[[int, str], None]) -> None:
+        self.batch_wait = 0.0
         self._broken = broken
         self._loop = asyncio.get_running_loop()
         self._wire: Wire[Claim | Emit | Complete] = Wire(Claim | Emit | Complete)
@@ -40,6 +41,8 @@ class UserspaceFront:
         self._heap: list[tuple[int, float, int, Request]] = []
         self._waiting = 0
         self._ends: dict[int, End] = {}
+        self._again: asyncio.TimerHandle | None = None
+        """When what is held for company is looked at again."""
 
     @property
     def waiting(self) -> int:
@@ -129,7 +132,27 @@ class UserspaceFront:
         The worker with the least to do goes first, and of those the one that has waited longest.
         """
         while self._heap and (ready := [end for end in self._ends.values() if end.credits]):
+            ready = [end for end in ready if not self._held(end)]
+            if not ready:
+                return
             self._meet(min(ready, key=lambda end: (len(end.claimed), end.turn)))
+
+    def _held(self, end: End) -> bool:
+        """Whether a claim is not met yet, because more may come that it has a place for."""
+        if not self.batch_wait or not end.several or self._waiting >= end.credits:
+            return False
+        now = time.monotonic()
+        left = min((self._patience(each) for *_, each in self._heap if not each.ended), default=now) - now
+        if left <= 0:
+            return False
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._loop.call_later(left, self._dispatch)
+        return True
+
+    def _patience(self, request: Request) -> float:
+        """Until when a request may wait for others."""
+        return request.submitted + min(self.batch_wait, (request.deadline - request.submitted) / 2)
 
     def _meet(self, end: End) -> None:
         """Spend a worker's credits: as much of a claim as there is, at once."""

@@ -55,6 +55,10 @@ def serve(
     replicas: Annotated[
         int | None, typer.Option(help="Workers per model; they share the cores. [default: 1]")
     ] = None,
+    batch_wait: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds a request waits to be computed with others. [default: 0]"),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, or as tuned: auto, bf16, fp16, int8 (see axon tune). [default: fp32]"),
@@ -97,6 +101,7 @@ def serve(
         "host": host,
         "threads": threads,
         "replicas": replicas,
+        "batch_wait_ms": batch_wait,
         "precision": precision,
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,

@@ -42,7 +42,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Terms:
-    """On what terms every worker of a server runs. ``load_timeout`` is in seconds, ``replicas`` per model."""
+    """On what terms every worker of a server runs. ``load_timeout`` is in seconds, ``replicas`` per model.
+
+    ``batch_wait`` is in seconds: how long a request waits for others with which it could be computed.
+    """
 
     load_timeout: float
     limits: Limits
@@ -50,6 +53,7 @@ class Terms:
     room: Room
     sequences: int = 1
     replicas: int = 1
+    batch_wait: float = 0.0
 
 
 class Life:

@@ -245,6 +245,7 @@ class Replica:
             # In a thread: to know the host may take a second, in which others are to be answered.
             served = await asyncio.to_thread(self.terms.chooser.served, self.package)
             self.served_as = served
+            self.channel.batch_wait = self.terms.batch_wait if served.choice.batching is not None else 0.0
             async with self.terms.room.taken_by(self):
                 with self._store.lease(served.package):
                     await self._fill_all(served)

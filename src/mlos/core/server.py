@@ -160,6 +160,7 @@ async def _serve(
         Room(settings.memory_budget),
         settings.sequences,
         settings.replicas,
+        settings.batch_wait_ms / 1e3,
     )
     supervisor = Supervisor(store, terms, named)
     metrics = Metrics(supervisor)
