@@ -18,7 +18,7 @@ class Sampling:
     temperature comes first, and the others choose from the distribution that it makes. ``top_k`` 0
     and ``top_p`` 1 leave all tokens in; ``min_p`` drops those less likely than that share of the likeliest. A
     ``repetition_penalty`` of 1 and additive penalties of 0 change nothing. The same ``seed`` on the same host
-    gives the same tokens; None draws one.
+    gives the same tokens, but for near ties beside other sequences; None draws one.
     """
 
     temperature: float = 0.0
