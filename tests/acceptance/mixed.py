@@ -13,12 +13,18 @@ from typing import Any
 import httpx2
 import msgspec
 from tests.acceptance.conftest import Served
+from tests.tiny_llama import clear
 
+from mlos.engines import LanguageModel, open_model, vocabulary_of
 from mlos.model import InferenceRequest
 from mlos.parity import compare_result, tolerance_of
 from mlos.parity.record import Case
+from mlos.store import Package
+from mlos.tasks import Limits, tasks_of
 
 CLIENTS = 16
+MARGIN = 0.1
+"""Of two logits that lie closer together the last bits may decide, where they spread over 1.7."""
 
 
 @dataclass
@@ -46,18 +52,43 @@ def questions(served: Served, models: list[str]) -> list[Question]:
         tolerance = tolerance_of(served.package(model).manifest.artifact, "fp32-wide")
         for case in served.cases(model):
             body = msgspec.json.encode(case.request)
-            generation = case.task in ("chat", "text-generation", "text2text-generation")
-            alone = served.ask(model, case.request).json()["result"] if generation else None
-            made.append(Question(model, body, _differs(case, tolerance, alone)))
+            if case.task in ("chat", "text-generation"):
+                differs = _goes_on_as_alone(served.package(model), case)
+            elif case.task == "text2text-generation":
+                differs = _is_as_alone(case, served.ask(model, case.request).json()["result"])
+            else:
+                differs = _is_the_frameworks(case, tolerance)
+            made.append(Question(model, body, differs))
         made.append(_tensors(served, model))
     return made
 
 
-def _differs(case: Case, tolerance: Any, alone: Any) -> Callable[[Any], str | None]:
+def _is_the_frameworks(case: Case, tolerance: Any) -> Callable[[Any], str | None]:
+    return lambda result: str(found) if (found := compare_result(case, result, tolerance)) else None
+
+
+def _is_as_alone(case: Case, alone: Any) -> Callable[[Any], str | None]:
+    return lambda result: None if result == alone else f"{case.name}: {result} instead of {alone}"
+
+
+def _goes_on_as_alone(package: Package, case: Case) -> Callable[[Any], str | None]:
+    """A text that is written beside others is the one written alone, up to the first near tie.
+
+    There the last bits decide, which depend on what is computed together; see decision 15.
+    """
+    manifest = package.manifest
+    task = tasks_of(package.folder, manifest, Limits()).choose(case.request)
+    prompt = task.preprocess(case.request).inputs["input_ids"][0].tolist()
+    engine = open_model(package.folder, manifest.artifact, 1)
+    assert isinstance(engine, LanguageModel)
+    tokens = clear(engine, prompt, case.request.parameters["max_tokens"], MARGIN)
+    assert tokens, f"{case.name}: the first token is a near tie: choose another request"
+    vocabulary = vocabulary_of(package.folder, manifest.artifact)
+    start = b"".join(vocabulary.piece(token) for token in tokens).decode(errors="ignore")
+
     def differs(result: Any) -> str | None:
-        if alone is not None:
-            return None if result == alone else f"{case.name}: {result} instead of {alone}"
-        return str(found) if (found := compare_result(case, result, tolerance)) else None
+        right = result["text"].startswith(start) and result["usage"]["prompt_tokens"] == len(prompt)
+        return None if right else f"{case.name}: {result} does not begin with {start!r}"
 
     return differs
 
