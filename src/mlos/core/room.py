@@ -2,7 +2,8 @@
 
 Before a worker is started, what it will need is held against what is left of the budget. Where that is too
 little, idle models make way, the least recently asked first; where even that would not suffice, nobody does,
-and the load is refused with both figures.
+and the load is refused with both figures. An idle one that is asked meanwhile is not idle any more, so
+another may have gone in vain.
 """
 
 from __future__ import annotations
