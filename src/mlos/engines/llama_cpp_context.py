@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlos.engines.language import Sampling
-from mlos.engines.llama_cpp_library import Model, forget, library, reason
+from mlos.engines.llama_cpp_library import Model, forget, library, open_context, reason
 from mlos.errors import InvalidInputError, WorkerError
 
 MAX_CONTEXT = 4096
@@ -45,14 +45,8 @@ class Context:
         if exact:
             options.type_k = options.type_v = _F32
             options.flash_attn_type = _NO_FLASH_ATTENTION
-        forget()
         self.model = model  # it must outlive the context
-        self.pointer = api.llama_init_from_model(model.pointer, options)
-        if not self.pointer:
-            raise WorkerError(
-                f"llama.cpp has no room for {length} tokens: {reason('it does not say why')}",
-                hint="the machine may be short of memory",
-            )
+        self.pointer = open_context(model, options, length)
         weakref.finalize(self, api.llama_free, self.pointer)
         self.memory = api.llama_get_memory(self.pointer)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.engines.llama_cpp_library import Model, forget, library, reason, version
+from mlos.engines.llama_cpp_library import Model, forget, library, open_context, reason, version
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError, UsageError, WorkerError
 from mlos.model import Artifact, ModelFormat, Tensors, TensorSpec
 
@@ -167,12 +167,6 @@ class _Context:
         options.pooling_type = _UNPOOLED
         if exact:
             options.flash_attn_type = _NO_FLASH_ATTENTION
-        forget()
         self.model = model  # it must outlive the context
-        self.pointer = api.llama_init_from_model(model.pointer, options)
-        if not self.pointer:
-            raise WorkerError(
-                f"llama.cpp has no room for {length} tokens: {reason('it does not say why')}",
-                hint="the machine may be short of memory",
-            )
+        self.pointer = open_context(model, options, length)
         weakref.finalize(self, api.llama_free, self.pointer)

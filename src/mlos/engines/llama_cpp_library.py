@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlos.errors import MissingExtraError, RefusedError
+from mlos.errors import MissingExtraError, RefusedError, WorkerError
 
 _WARNING, _ERROR = 3, 4
 """Levels of the library's messages that say what went wrong (``ggml.h``)."""
@@ -121,3 +121,19 @@ class Model:
         buffer = ctypes.create_string_buffer(length + 1)
         api.llama_model_meta_val_str(self.pointer, name, buffer, length + 1)
         return buffer.value.decode(errors="replace")
+
+
+def open_context(model: Model, options: Any, length: int) -> Any:
+    """A pointer to a context of ``model`` with ``options``, to be freed by who asked.
+
+    Raises:
+        WorkerError: if there is no room for its ``length`` tokens.
+    """
+    forget()
+    pointer = library().llama_init_from_model(model.pointer, options)
+    if not pointer:
+        raise WorkerError(
+            f"llama.cpp has no room for {length} tokens: {reason('it does not say why')}",
+            hint="the machine may be short of memory",
+        )
+    return pointer
