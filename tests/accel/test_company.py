@@ -6,12 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.accel.test_channel import GONE, Backend, backend, run, soon, unbroken
+from tests.accel.handling import GONE, Backend, run, soon, unbroken
 
 from mlos.accel import FrontChannel, Job, WorkerChannel
 from mlos.errors import DeadlineError
 
-__all__ = ["backend"]
 LONG = 3600.0
 
 

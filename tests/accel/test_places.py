@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.accel.test_channel import GONE, Backend, Serving, backend, echo, run, soon, start_worker, unbroken
+from tests.accel.handling import GONE, Backend, Serving, echo, run, soon, start_worker, unbroken
 
 from mlos.accel import Job, WorkerChannel
 from mlos.errors import UnavailableError
-
-__all__ = ["backend"]
 
 
 def test_two_workers_take_what_is_first_in_one_queue(backend: Backend) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from mlos.accel.wire import (
     ProtocolError,
     Wire,
 )
+from mlos.errors import UnavailableError
 
 LARGE = INLINE_LIMIT + 1
 
@@ -180,7 +182,10 @@ def test_no_descriptor_stays_open_once_the_arrays_are_gone(ends: tuple[socket.so
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("frame", [Emit(7, "x"), Complete(7, 0.0, None, None), Claim(0), Claim(5000)])
+@pytest.mark.parametrize(
+    "frame",
+    [Emit(7, "x"), Complete(7, 0.0, None, None), Complete(7, 0.0, None, None, claim=1), Claim(0), Claim(5000)],
+)
 def test_a_worker_that_breaks_the_rules_is_reported(frame: Emit | Complete | Claim) -> None:
     async def main() -> None:
         reasons: list[str] = []
@@ -190,5 +195,24 @@ def test_a_worker_that_breaks_the_rules_is_reported(frame: Emit | Complete | Cla
             while not reasons:
                 await asyncio.sleep(0.005)
             assert worker.recv(1) == b""
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("claim", [-1, 5000])
+def test_a_worker_that_claims_nonsense_with_an_answer_is_reported(claim: int) -> None:
+    async def main() -> None:
+        reasons: list[str] = []
+        front = UserspaceFront(lambda place, reason: reasons.append(reason))
+        ticket = front.submit("x", deadline=time.monotonic() + 30)
+        with socket.socket(fileno=front.connect()) as worker:
+            wire().encode(Claim(1)).send(worker)
+            while not front.claimed:
+                await asyncio.sleep(0.005)
+            wire().encode(Complete(0, 0.0, "y", None, claim)).send(worker)
+            while not reasons:
+                await asyncio.sleep(0.005)
+        assert (await ticket.outcome).body == "y"
+        front.close(UnavailableError("the end"))
 
     asyncio.run(asyncio.wait_for(main(), 30))

@@ -133,8 +133,11 @@ class WorkerChannel(Protocol):
         """Send a partial result."""
         ...
 
-    def complete(self, job: Job, outcome: Any | MlosError) -> None:
+    def complete(self, job: Job, outcome: Any | MlosError, *, claim: int = 0) -> None:
         """Answer a job, with a body or with an error; it is over.
+
+        With ``claim``, the :meth:`claim` of so many that comes next is made with the same message, unless one
+        stands already.
 
         Raises:
             TypeError: if the body holds what cannot cross; the job is still open.

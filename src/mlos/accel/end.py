@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
+
 from mlos.accel import Outcome
 from mlos.accel.wire import Cancel, Claim, Closed, Complete, Emit, Given, Packet, ProtocolError, Wire
 from mlos.errors import MlosError
@@ -76,7 +78,7 @@ class End:
         self.claimed: dict[int, Request] = {}
         self.credits = 0
         self.several = False
-        """Whether its claim is for more than one: it waits to be told that there are no more."""
+        """Whether its claim is for more than one."""
         self.turn = 0
         """Which of all claims its last one was."""
         self._wire, self._heard, self._returned, self._broken = wire, heard, returned, broken
@@ -162,6 +164,8 @@ class End:
         for _ in itertools.count() if last else range(_MOST_READ_AT_ONCE):
             try:
                 message = self._wire.receive(end)
+                if last and isinstance(message, Complete):
+                    message = msgspec.structs.replace(message, claim=0)
                 if not (last and isinstance(message, Claim)):
                     self._heard(self, message)
             except BlockingIOError:

@@ -4,6 +4,7 @@ A worker's ``claim`` sends credits; the front spends one per request it sends, a
 it has sent what waits are void. So nothing lies in a socket buffer that the worker has no place for,
 priorities and deadlines are decided at the last moment, and what is written never exceeds what is being read.
 A claim that the worker does not wait for is the same claim: it stands, and is read when the worker looks in.
+A claim may travel with the answer before it: then a request that comes alone costs one message each way.
 """
 
 from __future__ import annotations
@@ -156,39 +157,41 @@ class UserspaceFront:
 
     def _meet(self, end: End) -> None:
         """Spend a worker's credits: as much of a claim as there is, at once."""
-        given = False
-        while end.credits and self._heap:
-            *_, request = heapq.heappop(self._heap)
-            if request.ended:
-                continue
-            self._waiting -= 1
-            now = time.monotonic()
-            if request.deadline <= now:
-                request.settle(_expired(request))
-                continue
+        requests, given, told = self._next(end.credits), False, False
+        for number, request in enumerate(requests, 1):
+            now, last = time.monotonic(), number == len(requests)
             try:
-                packet = self._wire.encode(Submit(request.id, request.deadline, now, request.body))
+                packet = self._wire.encode(Submit(request.id, request.deadline, now, request.body, last))
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 request.settle(InvalidInputError(f"the request cannot be handed to the model: {error}"))
                 continue
             except OSError as error:
                 request.settle(NoRoomError(f"no memory to hand the request to the model: {error}"))
                 continue
-            given = True
+            given, told = True, last
             end.give(packet, request, now)
         if given:
             end.credits = 0
-            if end.several:
+            if not told:
                 end.tell(Given())
+
+    def _next(self, most: int) -> list[Request]:
+        """Take from the heap what is first in it and may still be answered."""
+        found: list[Request] = []
+        while self._heap and len(found) < most:
+            *_, request = heapq.heappop(self._heap)
+            if request.ended:
+                continue
+            self._waiting -= 1
+            if request.deadline <= time.monotonic():
+                request.settle(_expired(request))
+            else:
+                found.append(request)
+        return found
 
     def _take(self, end: End, message: Claim | Emit | Complete) -> None:
         if isinstance(message, Claim):
-            end.credits += message.count
-            if message.count < 1 or end.credits > _MOST_CREDITS:
-                raise ProtocolError(f"claimed {message.count} with {end.credits} credits")
-            end.several = message.count > 1
-            end.turn = next(self._turns)
-            self._dispatch()
+            self._credit(end, message.count)
             return
         request = end.claimed.get(message.id)
         if request is None or request.sent is None:
@@ -202,9 +205,19 @@ class UserspaceFront:
         del end.claimed[message.id]
         if message.error is not None:
             request.settle(MlosError.from_dict(message.error))
-            return
-        now = time.monotonic()
-        request.settle(Outcome(message.body, request.submitted, request.sent, message.finished, now))
+        else:
+            now = time.monotonic()
+            request.settle(Outcome(message.body, request.submitted, request.sent, message.finished, now))
+        if message.claim:
+            self._credit(end, message.claim)
+
+    def _credit(self, end: End, count: int) -> None:
+        end.credits += count
+        if count < 1 or end.credits > _MOST_CREDITS:
+            raise ProtocolError(f"claimed {count} with {end.credits} credits")
+        end.several = count > 1
+        end.turn = next(self._turns)
+        self._dispatch()
 
 
 class UserspaceWorker:
@@ -214,8 +227,8 @@ class UserspaceWorker:
         self._end = socket.socket(fileno=descriptor)
         self._end.setblocking(True)
         self._wire: Wire[Submit | Cancel | Given] = Wire(Submit | Cancel | Given)
-        self._claiming = 0
-        """Requests of the claim that the front has not met yet."""
+        self._claiming = False
+        """Whether a claim stands that the front has not met yet."""
         self._backlog: deque[Job] = deque()
         self._cancelled: set[int] = set()
         self._open: set[int] = set()
@@ -235,7 +248,7 @@ class UserspaceWorker:
                     return jobs
                 if not self._claiming:
                     self._wire.encode(Claim(limit)).send(self._end)
-                    self._claiming = limit
+                    self._claiming = True
                 while wait and self._claiming:
                     self._take(self._wire.receive(self._end))
                 self._drain()
@@ -253,14 +266,17 @@ class UserspaceWorker:
         """See :class:`mlos.accel.WorkerChannel`."""
         self._send(self._wire.encode(Emit(job.id, body)))
 
-    def complete(self, job: Job, outcome: Any | MlosError) -> None:
+    def complete(self, job: Job, outcome: Any | MlosError, *, claim: int = 0) -> None:
         """See :class:`mlos.accel.WorkerChannel`."""
         finished = time.monotonic()
+        if self._claiming or self._backlog:
+            claim = 0
         if isinstance(outcome, MlosError):
-            frame = Complete(job.id, finished, None, outcome.as_dict())
+            frame = Complete(job.id, finished, None, outcome.as_dict(), claim)
         else:
-            frame = Complete(job.id, finished, outcome, None)
+            frame = Complete(job.id, finished, outcome, None, claim)
         packet = self._wire.encode(frame)
+        self._claiming = self._claiming or claim > 0
         self._open.discard(job.id)
         self._cancelled.discard(job.id)
         self._send(packet)
@@ -284,7 +300,7 @@ class UserspaceWorker:
 
     def _take(self, message: Submit | Cancel | Given) -> None:
         if isinstance(message, Given):
-            self._claiming = 0
+            self._claiming = False
             return
         if isinstance(message, Cancel):
             if message.id in self._open:
@@ -293,8 +309,7 @@ class UserspaceWorker:
                 self._backlog.remove(job)
                 self.complete(job, DeadlineError("cancelled or expired before it was started"))
             return
-        if self._claiming == 1:  # of a claim of one nothing more is said
-            self._claiming = 0
+        self._claiming = self._claiming and not message.last
         self._open.add(message.id)
         self._backlog.append(Job(message.id, message.body, message.deadline, message.sent, time.monotonic()))
 

@@ -42,12 +42,13 @@ _ANCILLARY = socket.CMSG_SPACE(4 * struct.calcsize("i"))
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
-    """Front to worker: a request. ``sent`` is when its encoding began."""
+    """Front to worker: a request. ``sent`` is when its encoding began; after the ``last`` its claim is void."""
 
     id: int
     deadline: float
     sent: float
     body: Any
+    last: bool
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
@@ -57,7 +58,7 @@ class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
 
 
 class Given(msgspec.Struct, tag="given", array_like=True, frozen=True):
-    """Front to worker: this is all for a claim of several; what is left of it is void."""
+    """Front to worker: there is no more for its claim, where the last of it could not be sent."""
 
 
 class Claim(msgspec.Struct, tag="claim", array_like=True, frozen=True):
@@ -74,12 +75,16 @@ class Emit(msgspec.Struct, tag="emit", array_like=True, frozen=True):
 
 
 class Complete(msgspec.Struct, tag="complete", array_like=True, frozen=True):
-    """Worker to front: the answer, or the error in its place. ``finished`` is when its encoding began."""
+    """Worker to front: the answer, or the error in its place, and a claim with it.
+
+    ``finished`` is when its encoding began; a ``claim`` of 0 is none.
+    """
 
     id: int
     finished: float
     body: Any
     error: dict[str, Any] | None
+    claim: int = 0
 
 
 class _ArrayHeader(msgspec.Struct, array_like=True, frozen=True):

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -134,7 +133,12 @@ def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> dict[tuple[str
 def serve(channel: WorkerChannel, model: Model) -> None:
     """Answer what the channel brings until the front hangs up; what is written goes on meanwhile."""
     while (jobs := _claimed(channel, model)) or model.busy:
-        for job, outcome in chain(model.answers(jobs, channel), model.step(channel)):
+        left = len(jobs)
+        for job, outcome in model.answers(jobs, channel):
+            left -= 1
+            # The last answer claims what comes next, so that the front need not be told so by another message.
+            _complete(channel, job, outcome, claim=0 if left or model.busy else model.room)
+        for job, outcome in model.step(channel):
             _complete(channel, job, outcome)
 
 
@@ -143,17 +147,17 @@ def _claimed(channel: WorkerChannel, model: Model) -> list[Job]:
     return channel.claim(model.room, wait=not model.busy) if model.room else []
 
 
-def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError) -> None:
+def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError, *, claim: int = 0) -> None:
     """Answer a job; an answer that cannot cross, such as one that is too large, costs this request alone."""
     try:
-        channel.complete(job, outcome)
+        channel.complete(job, outcome, claim=claim)
+        return
     except (TypeError, ValueError, OverflowError) as error:
-        channel.complete(
-            job,
-            PayloadTooLargeError(f"the answer cannot be handed back: {error}", hint="ask for less at a time"),
-        )
+        hint = "ask for less at a time"
+        refusal: MlosError = PayloadTooLargeError(f"the answer cannot be handed back: {error}", hint=hint)
     except (MemoryError, OSError) as error:
-        channel.complete(job, NoRoomError(f"no memory to hand the answer back: {error}"))
+        refusal = NoRoomError(f"no memory to hand the answer back: {error}")
+    channel.complete(job, refusal, claim=claim)
 
 
 def main() -> None:
