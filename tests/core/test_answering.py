@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlos.accel import Job
 from mlos.core.answering import Model
 from mlos.core.worker_protocol import Answer
 from mlos.engines import open_model
-from mlos.errors import DeadlineError, InvalidInputError, MlosError
+from mlos.errors import DeadlineError, InvalidInputError, MlosError, WorkerError
 from mlos.store import Package, Store
 from mlos.tasks import tasks_of
 
@@ -98,6 +99,32 @@ def test_who_does_not_wait_any_more_is_left_out(package: Package) -> None:
     assert isinstance(found[1], DeadlineError)
     batches = [outcome.batch for outcome in (found[0], found[2]) if isinstance(outcome, Answer)]
     assert batches == [2, 2]
+
+
+def test_a_batch_that_nobody_waits_for_any_more_is_ended_and_not_tried_one_by_one(package: Package) -> None:
+    class Held:
+        """Computes until it is interrupted."""
+
+        name = version = "held"
+
+        def __init__(self) -> None:
+            self.runs, self.interrupted = 0, threading.Event()
+
+        def run(self, inputs: Any, outputs: Any = None) -> Any:
+            self.runs += 1
+            channel.gone = {0, 1}
+            assert self.interrupted.wait(30)
+            raise WorkerError("interrupted")
+
+        def interrupt(self) -> None:
+            self.interrupted.set()
+
+    channel, engine = Waiting(), Held()
+    tasks = tasks_of(package.folder, package.manifest)
+    held = Model(tasks, engine, package.manifest, 4)  # type: ignore[arg-type]  # it has what is used
+    found = answers(held, jobs({"text": "mlos"}, {"text": "ml"}), channel)
+    assert all(isinstance(outcome, DeadlineError) for outcome in found.values())
+    assert engine.runs == 1
 
 
 def test_how_long_and_how_many_is_kept_to(package: Package) -> None:

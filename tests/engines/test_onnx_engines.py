@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.engines.onnx_graphs import ARTIFACT, HEAD, PLACES, WORDS, finished, ids, lookup
 
-from mlos.engines import Engine
+from mlos.engines import Engine, interruptible
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
 from mlos.engines.openvino import OpenVinoEngine
-from mlos.errors import InvalidInputError, NoRoomError, RefusedError, UsageError
-from mlos.model import TensorSpec
+from mlos.errors import InvalidInputError, NoRoomError, RefusedError, UsageError, WorkerError
+from mlos.model import Artifact, TensorSpec
 
 
 @pytest.fixture(params=[OnnxRuntimeEngine, OpenVinoEngine], ids=lambda kind: kind.name)
@@ -172,3 +174,46 @@ def test_several_threads_may_run_at_once(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_run_can_be_ended_and_the_next_is_right(kind: type[Engine], tmp_path: Path) -> None:
+    carried, product = (helper.make_tensor_value_info(t, TensorProto.FLOAT, [256, 256]) for t in ("m", "p"))
+    flags = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "on"))
+    go, on = flags
+    step = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    nodes = [helper.make_node("MatMul", ["m", "half"], ["p"]), helper.make_node("Identity", ["go"], ["on"])]
+    body = helper.make_graph(nodes, "body", [step, go, carried], [on, product])
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)],
+        "long",
+        [
+            helper.make_tensor_value_info("n", TensorProto.INT64, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [256, 256]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [256, 256])],
+        [numpy_helper.from_array(np.eye(256, dtype=np.float32) / 2, "half")],
+    )
+    onnx.save(finished(graph), tmp_path / "long.onnx")
+    artifact = Artifact(
+        path="long.onnx",
+        format="onnx",
+        precision="fp32",
+        inputs=(
+            TensorSpec(name="n", dtype="INT64", shape=()),
+            TensorSpec(name="x", dtype="FP32", shape=(256, 256)),
+        ),
+        outputs=(TensorSpec(name="y", dtype="FP32", shape=(256, 256)),),
+    )
+    engine = kind.open(tmp_path, artifact, 1)
+    assert interruptible(engine)
+    engine.interrupt()  # nothing runs: nothing happens
+    x = np.ones((256, 256), np.float32)
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as pool:
+            endless = pool.submit(engine.run, {"n": np.array(10_000_000), "x": x})
+            while not endless.done():
+                engine.interrupt()
+                time.sleep(0.01)
+        with pytest.raises(WorkerError):
+            endless.result()
+        np.testing.assert_array_equal(engine.run({"n": np.array(2), "x": x})["y"], x / 4)

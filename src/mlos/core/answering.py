@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -23,9 +24,10 @@ from mlos.accel import Job, WorkerChannel
 from mlos.core import tensors
 from mlos.core.generations import Generations, Written
 from mlos.core.jobs import JobStream, gone, guarded
+from mlos.core.watch import Watch
 from mlos.core.worker_protocol import Answer, Ask
 from mlos.engines import Engine, LanguageModel, SharedLanguageModel
-from mlos.errors import MlosError
+from mlos.errors import DeadlineError, MlosError
 from mlos.model import InferenceRequest, Manifest
 from mlos.tasks import LanguageTask, Prepared, SinglePass, Task, Tasks
 from mlos.tasks.batching import Member, apart, batch_axis, grouped, together
@@ -67,6 +69,7 @@ class Model:
         sequences: int = 1,
     ) -> None:
         self._tasks, self._engine, self._artifact = tasks, engine, manifest.artifact
+        self._watch = Watch(engine)
         self._labels, self._longest = labels_of(manifest), longest
         self.most = most if batch_axis(manifest.artifact) is not None else 1
         """How many requests are computed together."""
@@ -140,8 +143,10 @@ class Model:
             for each in group:
                 if each not in waiting:
                     yield each.job, gone()
-            if len(waiting) > 1:
-                guarded(partial(self._compute, waiting))
+            ended = guarded(partial(self._compute, waiting, channel)) if len(waiting) > 1 else None
+            if isinstance(ended, DeadlineError):
+                yield from ((each.job, ended) for each in waiting)
+                continue
             for each in waiting:
                 yield each.job, guarded(partial(self._finish, each, channel))
 
@@ -163,11 +168,16 @@ class Model:
         task = self._tasks.choose(request)
         return _Begun(job, ask, request, task, task.preprocess(request), began, time.monotonic())
 
-    def _compute(self, group: Sequence[_Begun]) -> None:
-        """Compute a group; where the model refuses it as a whole, each is left to be computed alone."""
+    def _compute(self, group: Sequence[_Begun], channel: WorkerChannel) -> None:
+        """Compute a group; where the model refuses it as a whole, each is left to be computed alone.
+
+        Raises:
+            DeadlineError: if nobody waits for any of them any more.
+        """
         members = [Member(number, each.prepared) for number, each in enumerate(group)]
         computing = time.monotonic()
-        answers = self._engine.run(together(members), group[0].prepared.outputs)
+        with self._watch.over(lambda: all(channel.cancelled(each.job) for each in group)):
+            answers = self._engine.run(together(members), group[0].prepared.outputs)
         finished = time.monotonic()
         for each, own in zip(group, apart(members, answers, self._artifact), strict=True):
             each.computing, each.finished, each.computed, each.batch = computing, finished, own, len(group)
@@ -178,7 +188,10 @@ class Model:
         if begun.computed is None:
             begun.computing = time.monotonic()
             stream = JobStream(channel, job, wanted=begun.request.stream)
-            begun.computed = task.compute(self._engine, prepared, stream)
+            # What computes in one run says nothing meanwhile: so another thread may look at the channel.
+            silent = getattr(type(task), "compute", None) is SinglePass.compute
+            with self._watch.over(lambda: channel.cancelled(job)) if silent else nullcontext():
+                begun.computed = task.compute(self._engine, prepared, stream)
             begun.finished = time.monotonic()
         postprocessing = time.monotonic()
         result, named = b"null", None

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
-from mlos.engines.engine import CompilingEngine, Engine, compiles
+from mlos.engines.engine import CompilingEngine, Engine, InterruptibleEngine, compiles, interruptible
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Sequences, SharedLanguageModel, Vocabulary
@@ -30,6 +30,7 @@ __all__ = [
     "CompilingEngine",
     "EncoderDecoder",
     "Engine",
+    "InterruptibleEngine",
     "LanguageModel",
     "Sampling",
     "Sequences",
@@ -44,6 +45,7 @@ __all__ = [
     "engine_for",
     "engines_for",
     "installed",
+    "interruptible",
     "open_model",
     "vocabulary_of",
 ]

@@ -72,6 +72,19 @@ class CompilingEngine(Engine, Protocol):
         ...
 
 
+class InterruptibleEngine(Engine, Protocol):
+    """An engine whose runs can be ended before they are done."""
+
+    def interrupt(self) -> None:
+        """End the runs that are under way, called from another thread; each raises a ``WorkerError``."""
+        ...
+
+
+def interruptible(engine: Engine) -> TypeGuard[InterruptibleEngine]:
+    """Whether an engine is an :class:`InterruptibleEngine`."""
+    return callable(getattr(engine, "interrupt", None))
+
+
 def compiles(engine: type[Engine]) -> TypeGuard[type[CompilingEngine]]:
     """Whether an engine is a :class:`CompilingEngine`."""
     return callable(getattr(engine, "compiled", None))

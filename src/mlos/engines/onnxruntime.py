@@ -30,6 +30,8 @@ class OnnxRuntimeEngine:
         self._session = session
         self._artifact = artifact
         self._version = version
+        self._running: set[Any] = set()
+        """Options of the runs that are under way."""
 
     @classmethod
     def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
@@ -86,12 +88,21 @@ class OnnxRuntimeEngine:
             return {}
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
+        self._running.add(options)
         try:
             answers = self._session.run(wanted, dict(inputs), options)
         except _library_errors() as error:
             reason = _reason(error)
-            raise refusal("ONNX Runtime", reason, of_these_tensors=_KERNEL_REFUSED in str(error)) from error
+            of_these = _KERNEL_REFUSED in str(error) and not options.terminate
+            raise refusal("ONNX Runtime", reason, of_these_tensors=of_these) from error
+        finally:
+            self._running.discard(options)
         return dict(zip(wanted, answers, strict=True))
+
+    def interrupt(self) -> None:
+        """See :class:`mlos.engines.InterruptibleEngine`; the library looks between two nodes of the graph."""
+        for options in tuple(self._running):
+            options.terminate = True
 
     @property
     def version(self) -> str:

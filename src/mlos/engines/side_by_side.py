@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from numpy.typing import NDArray
 
 from mlos.engines.encoder_decoder import PARTS as ENCODER_DECODER
-from mlos.engines.engine import Engine
+from mlos.engines.engine import Engine, interruptible
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.errors import RefusedError
 from mlos.model import Artifact, ModelFormat, Tensors
@@ -62,6 +62,12 @@ class SideBySide:
             if own := [each for each in wanted if each in given]:
                 answers |= self._parts[name].run({spec.name: inputs[spec.name] for spec in part.inputs}, own)
         return {each: answers[each] for each in wanted}
+
+    def interrupt(self) -> None:
+        """See :class:`mlos.engines.InterruptibleEngine`; a part that cannot be interrupted goes on."""
+        for part in self._parts.values():
+            if interruptible(part):
+                part.interrupt()
 
 
 def asked_of(artifact: Artifact, inputs: Collection[str], outputs: Sequence[str] | None) -> Artifact:
