@@ -38,6 +38,23 @@ def _silence(event: dict[str, Any]) -> None:
     """Nobody looks on."""
 
 
+def _run(main: Any, order: dict[str, Any]) -> Any:
+    """What the child ``main`` answers, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # as the children do
+            return main(order, _silence)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def seed(name: str, destination: Path) -> None:
+    """Write the small variant of a model into an existing folder, in the hub's layout."""
+    recipe, tokenizer = recipe_of(catalogue().entries[name], True)
+    _run(seeding.main, {"recipe": recipe, "tokenizer": tokenizer, "destination": destination})
+
+
 @dataclass
 class Candidate:
     """A converted model in a folder of its own, which a test may damage, and what its manifest would say."""
@@ -101,15 +118,14 @@ class Small:
 
     folder: Path
     _converted: dict[str, Converted] = field(default_factory=dict)
+    _proved: dict[str, tuple[ParityMeasure, ...]] = field(default_factory=dict)
 
     def repository(self, name: str) -> Path:
         """The small variant of a model in the hub's layout. Not to be written to."""
         destination = self.folder / "repositories" / name
         if not destination.exists():
             destination.mkdir(parents=True)
-            recipe, tokenizer = recipe_of(catalogue().entries[name], True)
-            order = {"recipe": recipe, "tokenizer": tokenizer, "destination": destination}
-            self._run(seeding.main, order)
+            seed(name, destination)
         return destination
 
     def converted(self, name: str) -> tuple[Path, Converted]:
@@ -123,7 +139,7 @@ class Small:
                 return output, self._converted[name]
             requests = [(case.name, case.request) for case in entry.golden]
             order = convert.order(self.repository(name), output, requests, entry.tasks)
-            self._converted[name] = Converted.model_validate(self._run(child.main, order))
+            self._converted[name] = Converted.model_validate(_run(child.main, order))
         return output, self._converted[name]
 
     def candidate(self, name: str, folder: Path) -> Candidate:
@@ -137,9 +153,10 @@ class Small:
         with store.staging() as staging:
             shutil.rmtree(staging.folder)
             candidate = self.candidate(name, staging.folder)
-            measures = candidate.prove()
+            if name not in self._proved:
+                self._proved[name] = candidate.prove()
             record = InstallRecord(installed_at=datetime.now(UTC), axon=__version__)
-            return store.commit(staging, candidate.draft(parity=measures), record)
+            return store.commit(staging, candidate.draft(parity=self._proved[name]), record)
 
     def _taken(self, entry: Entry, output: Path) -> Converted:
         """An ONNX file as it is, its test data as the golden record."""
@@ -161,13 +178,3 @@ class Small:
             tools={},
             files=tuple(draft.roles.items()),
         )
-
-    @staticmethod
-    def _run(main: Any, order: dict[str, Any]) -> Any:
-        threads = torch.get_num_threads()
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # as the children do
-                return main(order, _silence)
-        finally:
-            torch.set_num_threads(threads)

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from tests.small import seed
 
-from mlos.axon.seeding import seed
 from mlos.catalogue import catalogue
-from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.engines import LanguageModel, Sampling
 from mlos.model import Artifact, Manifest
 from mlos.parity import GoldenRecord
@@ -78,7 +77,7 @@ def tiny_llama() -> TinyLlama:
     repository.mkdir()
     folder.mkdir()
     entry = catalogue().entries["tinyllama"]
-    seed(entry, True, repository, Console(OutputFormat.QUIET, ProgressMode.NONE))
+    seed("tinyllama", repository)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the framework, about its own future
         family = CausalLM.load(repository)

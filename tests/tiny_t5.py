@@ -1,30 +1,22 @@
-"""An encoder-decoder small enough to make within seconds: T5's architecture, seeded."""
+"""An encoder-decoder small enough to make within seconds: T5's architecture, seeded, beside the framework's."""
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from tests.small import Small
 
-from mlos.axon.seeding import seed
-from mlos.catalogue import catalogue
-from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.model import Artifact, Manifest
 from mlos.parity import GoldenRecord
 
 
 @dataclass(frozen=True)
 class TinyT5:
-    """The repository in the hub's layout, the framework's model, and the folder of what was made of it."""
+    """The framework's model, and the folder of what was made of it, which is not to be written to."""
 
-    repository: Path
     folder: Path
     artifact: Artifact
     manifest: Manifest
@@ -33,34 +25,24 @@ class TinyT5:
     tokenizer: Any
 
 
-@cache
-def tiny_t5() -> TinyT5:
-    """The model, made once a process."""
+def tiny_t5(small: Small) -> TinyT5:
+    """The small variant, and its framework's model loaded anew."""
     from mlos.axon.convert.seq2seq import Seq2Seq
 
-    root = Path(tempfile.mkdtemp(prefix="mlos-tiny-t5-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    repository, folder = root / "repository", root / "made"
-    repository.mkdir()
-    folder.mkdir()
-    entry = catalogue().entries["t5"]
-    seed(entry, True, repository, Console(OutputFormat.QUIET, ProgressMode.NONE))
+    folder, made = small.converted("t5")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the framework, about its own future
-        family = Seq2Seq.load(repository)
-        made = family.write(folder, lambda _: None)
-        requests = [{"name": case.name, "request": msgspec.to_builtins(case.request)} for case in entry.golden]
-        golden = family.record(requests, lambda: None)
-    golden.save(folder / "golden")
+        family = Seq2Seq.load(small.repository("t5"))
     manifest = Manifest(
         name="t5",
         reference="seeded/tiny/t5",
         commit="0",
         weights="seeded",
         source_format="safetensors",
-        tasks=tuple(family.tasks),
+        tasks=made.tasks,
         artifact=made.artifact,
-        preprocessing=family.preprocessing(),
+        preprocessing=made.preprocessing,
         files=(),
     )
-    return TinyT5(repository, folder, made.artifact, manifest, golden, family.model, family.tokenizer)
+    golden = GoldenRecord.load(folder / "golden")
+    return TinyT5(folder, made.artifact, manifest, golden, family.model, family.tokenizer)

@@ -1,4 +1,4 @@
-"""One server over five installed models of four families, packaged and served by the real programs."""
+"""One server over five installed models of four families, by the real programs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from tests.installed import Installed
+from tests.small import Small
 
 from mlos.model import InferenceRequest
 from mlos.parity import GoldenRecord
@@ -122,7 +124,14 @@ def serving(home: Path, references: dict[str, str], *flags: str) -> Iterator[Ser
 
 
 @pytest.fixture(scope="session")
-def five(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The five models, small where they are seeded."""
-    with serving(tmp_path_factory.mktemp("five"), SMALL) as served:
+def five(small: Small, installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The five models, small where they are seeded; the real program packages one of either format."""
+    home = tmp_path_factory.mktemp("five")
+    store = Store(home / "store")
+    for name, reference in SMALL.items():
+        if name in ("minilm", "tinyllama"):
+            installed.copy(reference, store)
+        else:
+            small.install(name, store)
+    with serving(home, {}) as served:
         yield served

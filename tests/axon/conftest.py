@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 from tests.axon.hub_server import HubServer, Repository
+from tests.axon.onnx_files import line
+from tests.small import Small
 
-from mlos.axon.seeding import seed
-from mlos.catalogue import catalogue
+from mlos.axon.install import install
 from mlos.console import Console, OutputFormat, ProgressMode
-from mlos.store import Store
+from mlos.settings import Settings
+from mlos.store import Package, Store
 
 CONFIG = b'{"model_type": "bert", "architectures": ["BertForMaskedLM"]}'
 WEIGHTS = bytes(range(256)) * 4096
@@ -84,6 +87,13 @@ def answer(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def keep(store: Store, folder: Path) -> Package:
+    """A small package in ``store``, of a file in ``folder``, which nothing that a test does may touch."""
+    console = Console(OutputFormat.QUIET, ProgressMode.NONE)
+    settings = Settings(home=store.root.parent)
+    return install(f"file:{line(folder / 'kept.onnx')}", settings, console).package
+
+
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below a folder; nothing if there is no folder."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -100,10 +110,10 @@ def work_left(store: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bert(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository in the hub's layout: BERT's architecture, small, seeded."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    seed(catalogue().entries["bert"], True, folder, Console(OutputFormat.QUIET, ProgressMode.NONE))
+    shutil.copytree(small.repository("bert"), folder, dirs_exist_ok=True)
     (folder / "README.md").write_text("# Tiny BERT")
     return folder
 

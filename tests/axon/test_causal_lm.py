@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.axon.conftest import answer, contents
+from tests.installed import Installed
 from tests.small import Small
 from tests.tiny_llama import TinyLlama, tiny_llama
 
@@ -22,6 +23,7 @@ from mlos.catalogue import catalogue
 from mlos.errors import InvalidInputError, MissingExtraError, ParityError, RefusedError
 from mlos.model import Artifact
 from mlos.parity import tolerance_of
+from mlos.store import Store
 
 PRECISIONS = ("F32", "F16", "Q8_0", "Q5_K_M", "Q4_K_M")
 
@@ -85,8 +87,8 @@ def test_weights_are_published_in_the_type_that_the_configuration_names(llama: T
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"BF16"}
 
 
-def test_the_small_llama_is_installed_as_q4_k_m_proved_on_the_way() -> None:
-    answer("install", "seeded/tiny/tinyllama")
+def test_the_small_llama_is_installed_as_q4_k_m_proved_on_the_way(installed: Installed, store: Store) -> None:
+    installed.copy("seeded/tiny/tinyllama", store)
     package = answer("info", "tinyllama")["manifest"]
     assert (package["artifact"]["format"], package["artifact"]["precision"]) == ("gguf", "Q4_K_M")
     assert package["tasks"] == ["chat", "text-generation"]

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from tests.small import Small
 
 import mlos.axon.convert
 from mlos.axon.convert import Converted, convert
@@ -23,7 +24,6 @@ from mlos.axon.convert.export import export
 from mlos.axon.convert.families import load
 from mlos.axon.convert.family import load_tokenizer
 from mlos.axon.convert.text_encoder import TextEncoder
-from mlos.axon.seeding import seed
 from mlos.catalogue import catalogue
 from mlos.console import Console, ProgressMode
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
@@ -46,11 +46,9 @@ def answers(folder: Path, converted: Converted, golden: GoldenRecord) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(small: Small) -> Path:
     """A tiny seeded BERT in the hub's layout."""
-    folder = tmp_path_factory.mktemp("source")
-    seed(BERT, True, folder, Console())
-    return folder
+    return small.repository("bert")
 
 
 @pytest.fixture(scope="module")

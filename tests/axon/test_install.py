@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.axon.conftest import AXON, BERT, CONFIG, answer, axon, contents, gguf, work_left
+from tests.axon.conftest import AXON, BERT, CONFIG, answer, axon, contents, gguf, keep, work_left
 from tests.axon.hub_server import HubServer, Repository
 from tests.axon.onnx_files import line
+
+from mlos.store import Store
 
 STAGES = {"download", "verify", "convert", "parity", "package"}
 
@@ -223,10 +225,11 @@ def hostile_code(folder: Path) -> str:
     "attack",
     [hostile_safetensors, hostile_gguf, hostile_onnx, hostile_pickle, hostile_pickle_in_disguise, hostile_code],
 )
-def test_a_hostile_file_is_refused_in_one_line_and_nothing_is_written(attack: Any, tmp_path: Path) -> None:
-    kept = answer("install", f"file:{line(tmp_path / 'kept.onnx')}")
-    store = tmp_path / "home" / "store"
-    before = contents(store)
+def test_a_hostile_file_is_refused_in_one_line_and_nothing_is_written(
+    attack: Any, store: Store, tmp_path: Path
+) -> None:
+    kept = keep(store, tmp_path)
+    before = contents(store.root)
     done = axon("install", attack(tmp_path / "attack"))
     assert done.returncode == 4, done.stderr
     assert done.stdout == ""
@@ -234,9 +237,9 @@ def test_a_hostile_file_is_refused_in_one_line_and_nothing_is_written(attack: An
     assert first.startswith("error: ")
     assert all(text.startswith("try: ") for text in rest)
     assert "root:" not in done.stderr
-    assert contents(store) == before
-    assert work_left(store) == []
-    assert [package["digest"] for package in answer("list")] == [kept["digest"]]
+    assert contents(store.root) == before
+    assert work_left(store.root) == []
+    assert [package.digest for package in store.packages()] == [kept.digest]
 
 
 @pytest.mark.parametrize(

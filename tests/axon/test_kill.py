@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.axon.conftest import AXON, answer, work_left
-from tests.axon.onnx_files import line
+from tests.axon.conftest import AXON, answer, keep, work_left
 
 from mlos.store import Store
 
@@ -33,21 +32,21 @@ def survive(reference: str, kills: int, seconds: float, home: Path) -> None:
     """Kill ``kills`` installs that take ``seconds``, spread over all of it; check after each."""
     store = home / "store"
     installed = Store(store)
-    kept = answer("install", f"file:{line(home.parent / 'kept.onnx')}")
+    kept = keep(installed, home.parent)
     chance = random.Random(5)  # a seed: the moments differ anyway, by the machine's load
     killed = 0
     for index in range(kills):
         killed += kill_at(reference, seconds * (index + chance.random()) / kills)
-        packages = answer("list")
-        assert all(package["state"] == "installed" for package in packages)
-        assert packages[-1]["digest"] == kept["digest"]
-        assert not any(installed.verify(package) for package in installed.packages())
+        packages = installed.packages()
+        assert installed.broken() == []
+        assert packages[-1].digest == kept.digest
+        assert not any(installed.verify(package) for package in packages)
         if len(packages) == 2:  # it got through: begin again with nothing of it
-            answer("remove", packages[0]["digest"])
-    assert killed >= kills // 2
+            installed.remove(packages[0].digest)
+    assert killed >= (kills + 1) // 2
     result = answer("install", reference)
     assert work_left(store) == []
-    assert [package["digest"] for package in answer("list")] == [result["digest"], kept["digest"]]
+    assert [package["digest"] for package in answer("list")] == [result["digest"], kept.digest]
     assert answer("verify")["sound"] is True
     answer("gc")
     assert work_left(store) == []
@@ -59,8 +58,8 @@ def length(made: tuple[dict[str, Any], Path], more: float) -> float:
     return float(sum(made[0]["seconds"].values())) + 1.0 + more
 
 
-def test_five_kills(made: tuple[dict[str, Any], Path], tiny_bert: Path, tmp_path: Path) -> None:
-    survive(f"file:{tiny_bert}", 5, length(made, 0.0), tmp_path / "home")
+def test_three_kills(made: tuple[dict[str, Any], Path], tiny_bert: Path, tmp_path: Path) -> None:
+    survive(f"file:{tiny_bert}", 3, length(made, 0.0), tmp_path / "home")
 
 
 @pytest.mark.slow

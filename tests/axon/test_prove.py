@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.small import Small
 
-from mlos.axon.convert import Converted, convert
+from mlos.axon.convert import Converted
 from mlos.axon.prove import prove
-from mlos.catalogue import catalogue
 from mlos.console import Console
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
 from mlos.errors import CorruptError, ParityError, RefusedError, UsageError
 from mlos.model import FileEntry, Manifest, ParityMeasure
 from mlos.parity import GoldenRecord, compare_outputs, require, tolerance_named
-
-ENTRY = catalogue().entries["bert"]
 
 
 @dataclass
@@ -64,10 +62,8 @@ class Candidate:
 
 
 @pytest.fixture(scope="session")
-def converted(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Converted]:
-    folder = tmp_path_factory.mktemp("converted")
-    requests = [(case.name, case.request) for case in ENTRY.golden]
-    return folder, convert(tiny_bert, folder, requests, ENTRY.tasks, Console())
+def converted(small: Small) -> tuple[Path, Converted]:
+    return small.converted("bert")
 
 
 @pytest.fixture

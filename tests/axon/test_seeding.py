@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.small import Small
 
 from mlos.axon.seeding import child, recipe_digest, seed
 from mlos.axon.seeding.batch import batch
@@ -36,10 +37,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    seed(BERT, True, folder, Console())
-    return folder
+def tiny(small: Small) -> Path:
+    return small.repository("bert")
 
 
 def test_the_same_recipe_gives_the_same_bytes(

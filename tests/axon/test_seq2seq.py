@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.axon.prove_child import answer
@@ -26,8 +27,8 @@ WIDE = tolerance_named("fp32-wide")
 
 
 @pytest.fixture(scope="module")
-def made() -> TinyT5:
-    return tiny_t5()
+def made(small: Small) -> TinyT5:
+    return tiny_t5(small)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_both_graphs_pass_our_own_verifier(made: TinyT5) -> None:
         assert (summary.inputs, summary.outputs) == (part.inputs, part.outputs)
 
 
-def test_wrong_tensors_are_named(engine: EncoderDecoder) -> None:
+def test_wrong_tensors_are_named(made: TinyT5, engine: EncoderDecoder) -> None:
     with pytest.raises(InvalidInputError, match="decoder_input_ids"):
         engine.run(source_of(1, 3))
     with pytest.raises(InvalidInputError, match="no output 'loss'"):
@@ -122,7 +123,7 @@ def test_wrong_tensors_are_named(engine: EncoderDecoder) -> None:
         with pytest.raises(PayloadTooLargeError, match="logits"):
             engine.run({**source_of(rows, 3), "decoder_input_ids": np.zeros((rows, target), np.int64)})
     with pytest.raises(RefusedError, match="part by part"):
-        EncoderDecoder.open(Path(), tiny_t5().artifact, 1)
+        EncoderDecoder.open(Path(), made.artifact, 1)
 
 
 def change(folder: Path, graph: str, edit: Callable[[onnx.ModelProto], None]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from tests.axon.conftest import answer, axon
+from tests.installed import Installed
 from tests.small import Small
 
 from mlos.axon.variants.onnx_forms import quantized, stored
@@ -71,8 +72,8 @@ def test_both_graphs_of_an_encoder_decoder_are_converted(small: Small, store: St
     assert (static.returncode, "several graphs" in static.stderr) == (4, True)
 
 
-def test_a_language_model_is_quantized_from_its_source_s_weights(store: Store) -> None:
-    answer("install", "seeded/tiny/tinyllama")
+def test_a_language_model_is_quantized_from_its_source_s_weights(installed: Installed, store: Store) -> None:
+    installed.copy("seeded/tiny/tinyllama", store)
     made = answer("quantize", "tinyllama", "--precision", "Q8_0")
     (measure,) = made["parity"]
     assert measure["tolerance"] == "Q8_0"

@@ -17,6 +17,7 @@ import torch
 import transformers
 from PIL import Image
 from tests.axon.test_prove import Candidate
+from tests.small import Small
 from tests.tasks.pictures import photograph, picture, saved, turned
 
 from mlos.axon import prove_child
@@ -37,11 +38,9 @@ FP32 = tolerance_named("fp32")
 
 
 @pytest.fixture(scope="session")
-def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_resnet(small: Small) -> Path:
     """A repository in the hub's layout: ResNet's architecture, small, seeded."""
-    folder = tmp_path_factory.mktemp("tiny-resnet")
-    seed(ENTRY, True, folder, Console())
-    return folder
+    return small.repository("resnet")
 
 
 @pytest.fixture(scope="session")

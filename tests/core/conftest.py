@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,16 @@ class Servers:
             server.process.stdout.close()
 
 
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[Server]:
+    """One server with this home, killed at the end if it still runs."""
+    servers = Servers()
+    try:
+        yield servers.start(folder, *flags)
+    finally:
+        servers.close()
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path
@@ -190,6 +201,5 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = Store(folder / "store")
     for install in (packages.double, packages.logarithm, packages.slow, packages.embedder):
         install(store)
-    servers = Servers()
-    yield servers.start(folder, "--max-body-bytes", "1000000", "--request-timeout", "20")
-    servers.close()
+    with running(folder, "--max-body-bytes", "1000000", "--request-timeout", "20") as server:
+        yield server

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 from tests.core import packages
-from tests.core.conftest import Server, Start
+from tests.core.conftest import Server, running
 from tests.core.plugins import count_as
 
 from mlos.store import Store
@@ -22,11 +22,14 @@ def client_of(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture
-def counter(start: Start, store: Store, home: Path) -> openai.OpenAI:
-    count_as(home, "text-generation")
-    packages.double(store, "counter", tasks=("text-generation",))
-    return client_of(start())
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """A server of a model that writes, as its client; the tests leave it as it was."""
+    folder = tmp_path_factory.mktemp("counter")
+    count_as(folder, "text-generation")
+    packages.double(Store(folder / "store"), "counter", tasks=("text-generation",))
+    with running(folder) as server:
+        yield client_of(server)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.core import packages
-from tests.core.conftest import Json, Server, Start
+from tests.core.conftest import Json, Server, Start, running
 from tests.core.plugins import install_counting
 
 from mlos.store import Store
@@ -21,10 +22,24 @@ LONG = 1_000_000
 """A count that would outlast every time-out of these tests."""
 
 
-@pytest.fixture
-def counter(start: Start, store: Store, home: Path) -> Server:
+def install_counter(home: Path) -> None:
     install_counting(home)
-    packages.double(store, "counter", tasks=("counting",))
+    packages.double(Store(home / "store"), "counter", tasks=("counting",))
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a model that counts, for the tests that leave it idle."""
+    folder = tmp_path_factory.mktemp("counter")
+    install_counter(folder)
+    with running(folder, "--request-timeout", "3600") as server:
+        yield server
+
+
+@pytest.fixture
+def own(start: Start, home: Path) -> Server:
+    """The same, for a test that ends it or its worker."""
+    install_counter(home)
     return start("--request-timeout", "3600")
 
 
@@ -52,6 +67,7 @@ def ask_raw(server: Server, request: Any) -> socket.socket:
 
 
 def test_parts_come_first_and_the_whole_answer_last(counter: Server) -> None:
+    before = counter.metric("mlos_tokens_total", model="counter", kind="completion")
     answer = counter.infer("counter", {"prompt": "4", "stream": True})
     assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
     *parts, last = events(answer.body)
@@ -62,7 +78,7 @@ def test_parts_come_first_and_the_whole_answer_last(counter: Server) -> None:
         assert set(last[1].pop(changing)) == set(whole.pop(changing)) or changing == "request_id"
     assert last[1] == whole
     assert whole["result"] == {"text": "0 1 2 3 ", "finish_reason": "stop"}
-    assert counter.metric("mlos_tokens_total", model="counter", kind="completion") == 8
+    assert counter.metric("mlos_tokens_total", model="counter", kind="completion") == before + 8
 
 
 def test_what_is_wrong_from_the_start_is_no_stream(counter: Server) -> None:
@@ -73,20 +89,22 @@ def test_what_is_wrong_from_the_start_is_no_stream(counter: Server) -> None:
 
 
 def test_what_goes_wrong_later_ends_the_stream_and_says_so(counter: Server) -> None:
+    before = counter.metric("mlos_requests_total", model="counter", code="500")
     answer = counter.infer("counter", {"prompt": "9", "stream": True, "parameters": {"fail_at": 2}})
     names = [name for name, _ in events(answer.body)]
     assert names == ["part", "part", "error"]
     assert events(answer.body)[-1][1]["error"]["message"] == "counted too far"
-    assert counter.metric("mlos_requests_total", model="counter", code="500") == 1
+    assert counter.metric("mlos_requests_total", model="counter", code="500") == before + 1
 
 
 def test_f16_a_client_that_leaves_frees_the_worker(counter: Server) -> None:
+    before = counter.metric("mlos_requests_total", model="counter", code="499")
     connection = ask_raw(counter, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
     assert counter.metric("mlos_claimed", model="counter") == 1
     connection.close()
     # The next request would wait for hours if the worker went on counting for nobody.
     assert counter.infer("counter", {"prompt": "2"}).json["result"]["text"] == "0 1 "
-    counter.wait_for(lambda: counter.metric("mlos_requests_total", model="counter", code="499") == 1)
+    counter.wait_for(lambda: counter.metric("mlos_requests_total", model="counter", code="499") == before + 1)
     assert counter.metric("mlos_restarts_total", model="counter") == 0
 
 
@@ -104,9 +122,8 @@ def test_f16_a_client_that_leaves_before_the_first_part_frees_the_worker_too(cou
     assert counter.infer("counter", {"prompt": "1"}).status == 200
 
 
-def test_f15_a_deadline_holds_while_parts_come(start: Start, store: Store, home: Path) -> None:
-    install_counting(home)
-    packages.double(store, "counter", tasks=("counting",))
+def test_f15_a_deadline_holds_while_parts_come(start: Start, home: Path) -> None:
+    install_counter(home)
     server = start("--request-timeout", "2")
     assert server.infer("counter", {"prompt": "1"}).status == 200  # it is loaded
     answer = server.infer("counter", {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
@@ -117,21 +134,21 @@ def test_f15_a_deadline_holds_while_parts_come(start: Start, store: Store, home:
     assert server.metric("mlos_requests_total", model="counter", code="504") == 1
 
 
-def test_a_worker_killed_in_the_middle_ends_the_stream_with_an_error(counter: Server) -> None:
-    connection = ask_raw(counter, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
-    os.kill(counter.worker("counter"), signal.SIGKILL)
+def test_a_worker_killed_in_the_middle_ends_the_stream_with_an_error(own: Server) -> None:
+    connection = ask_raw(own, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})
+    os.kill(own.worker("counter"), signal.SIGKILL)
     came = b""
     while b"event: error" not in came:
         piece = connection.recv(65536)
         assert piece, came[-2000:]
         came += piece
     connection.close()
-    assert counter.infer("counter", {"prompt": "1"}).status == 200
+    assert own.infer("counter", {"prompt": "1"}).status == 200
 
 
-def test_a_drain_lets_a_stream_finish(counter: Server) -> None:
-    connection = ask_raw(counter, {"prompt": "60", "stream": True, "parameters": {"pause": 0.02}})
-    assert counter.stop() == 0
+def test_a_drain_lets_a_stream_finish(own: Server) -> None:
+    connection = ask_raw(own, {"prompt": "60", "stream": True, "parameters": {"pause": 0.02}})
+    assert own.stop() == 0
     came = b""
     while piece := connection.recv(65536):
         came += piece
@@ -151,9 +168,8 @@ def test_what_a_client_sends_behind_a_stream_is_not_answered_inside_it(counter: 
     assert counter.infer("counter", {"prompt": "1"}).status == 200
 
 
-def test_a_stream_that_outlasts_the_drain_ends_with_an_error(start: Start, store: Store, home: Path) -> None:
-    install_counting(home)
-    packages.double(store, "counter", tasks=("counting",))
+def test_a_stream_that_outlasts_the_drain_ends_with_an_error(start: Start, home: Path) -> None:
+    install_counter(home)
     (home / "config.toml").write_text("drain_timeout = 1.0\n")
     server = start("--request-timeout", "3600")
     connection = ask_raw(server, {"prompt": str(LONG), "stream": True, "parameters": {"pause": 0.01}})

@@ -6,14 +6,13 @@ import json
 import struct
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton  # type: ignore[import-untyped]  # it ships no types
 from tests.core import packages
-from tests.core.conftest import Answer, Server, Start
+from tests.core.conftest import Answer, Server, running
 from tests.core.packages import WIDTH
 from tests.core.plugins import count_as
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]  # likewise
@@ -347,11 +346,14 @@ def test_the_documents_curl_works(shared: Server) -> None:
     assert json.loads(said)["outputs"][0]["data"] == [2, 4, 6]
 
 
-@pytest.fixture
-def counter(start: Start, store: Store, home: Path) -> Server:
-    count_as(home, "text-generation")
-    packages.double(store, "counter", tasks=("text-generation",))
-    return start()
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a model that writes, for the tests that leave it as it was."""
+    folder = tmp_path_factory.mktemp("counter")
+    count_as(folder, "text-generation")
+    packages.double(Store(folder / "store"), "counter", tasks=("text-generation",))
+    with running(folder) as server:
+        yield server
 
 
 def generate(server: Server, path: str, request: Any) -> Answer:

@@ -20,6 +20,9 @@ SECOND = {"model.onnx": b"shared", "golden/record.json": b"2", "copy": b"2"}
 
 _FILE_SYSTEM = ("open", "os.", "fcntl.", "shutil.")
 
+strides = pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
+"""A kill before every third step, and before each of them in `make test-slow`."""
+
 
 def fork(work: Callable[[], None]) -> int:
     """Run ``work`` in a process of its own, which ends with status 1 if it raises; returns its id."""
@@ -83,7 +86,10 @@ def contents(store: Store) -> set[str]:
     return {path.relative_to(store.root).as_posix() for path in store.root.rglob("*")}
 
 
-def test_a_kill_before_any_step_of_an_install_leaves_all_or_nothing(store: Store, install: Install) -> None:
+@strides
+def test_a_kill_before_any_step_of_an_install_leaves_all_or_nothing(
+    store: Store, install: Install, stride: int
+) -> None:
     first = install(store, FIRST, repository="org/first")
     before = contents(store)
     step, seen = 1, set()
@@ -96,14 +102,17 @@ def test_a_kill_before_any_step_of_an_install_leaves_all_or_nothing(store: Store
         store.remove("org/second")
         store.gc()
         assert contents(store) == before
-        step += 1
+        step += stride
 
     assert seen == {1, 2}, "the kills missed the moments before or after the package became visible"
     assert step > 50
     assert len(assert_sound(store)) == 2
 
 
-def test_a_kill_before_any_step_of_a_repair_is_healed_by_the_next(store: Store, install: Install) -> None:
+@strides
+def test_a_kill_before_any_step_of_a_repair_is_healed_by_the_next(
+    store: Store, install: Install, stride: int
+) -> None:
     package = install(store, SECOND, repository="org/second")
     other = install(store, FIRST, repository="org/first")
 
@@ -122,7 +131,7 @@ def test_a_kill_before_any_step_of_a_repair_is_healed_by_the_next(store: Store, 
         assert store.verify(install(store, SECOND, repository="org/second")) == ()
         assert store.verify(other) == ()
         damage()
-        step += 1
+        step += stride
     assert step > 50
     assert len(assert_sound(store)) == 2
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.tasks.search import Beams, EarlyStopping, beam_search, greedy
@@ -20,8 +21,8 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def made() -> TinyT5:
-    return tiny_t5()
+def made(small: Small) -> TinyT5:
+    return tiny_t5(small)
 
 
 class Framework:

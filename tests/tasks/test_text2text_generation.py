@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.engines import EncoderDecoder, open_model
@@ -35,8 +36,8 @@ class Listener(Silence):
 
 
 @pytest.fixture(scope="module")
-def made() -> TinyT5:
-    return tiny_t5()
+def made(small: Small) -> TinyT5:
+    return tiny_t5(small)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # its stubs are another distribution
 import pytest
+from tests.axon.test_zoo import publish
 
 from mlos.model import InferenceRequest, Manifest
 from mlos.parity import Case, GoldenRecord
@@ -289,7 +290,9 @@ def test_ended_early_it_ends_the_server_and_keeps_what_it_found(
 
 def test_a_killed_run_goes_on_and_leaves_no_model_behind(tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tmp_path / "results"
-    arguments = ("validate", "--models", "resnet,bert", "--weights", "small", "--results", str(folder))
+    models = [publish(tmp_path / name) for name in ("first", "second")]
+    chosen = [word for model in models for word in ("--model", f"file:{model}")]
+    arguments = ("validate", *chosen, "--results", str(folder))
     with subprocess.Popen(
         [MLOS, *arguments],
         env=os.environ | {"MLOS_HOME": str(home)},
@@ -309,8 +312,8 @@ def test_a_killed_run_goes_on_and_leaves_no_model_behind(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert "1 of 2 models are done" in done.stderr
     assert [(row.name, row.status) for row in only_run(folder).rows] == [
-        ("resnet", "passed"),
-        ("bert", "passed"),
+        ("first", "passed"),
+        ("second", "passed"),
     ]
     assert not list(folder.glob(".unfinished*"))
     assert Store(home / "store").packages() == []
