@@ -60,7 +60,13 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="MLOS beside other servers.")
     parser.add_argument("--workload", action="append", help=f"of {', '.join(WORKLOADS)}; all if none is named")
     parser.add_argument("--peer", action="append", help=f"of {', '.join(peer_names())}; all if none is named")
-    parser.add_argument("--auto", action="store_true", help="also our server with --precision auto, apart")
+    parser.add_argument(
+        "--ours",
+        action="append",
+        default=[],
+        metavar="FLAGS",
+        help="also our server with these flags, in lines of its own, for example '--precision auto'",
+    )
     parser.add_argument(
         "--pairs", type=int, default=LEAST_PAIRS, help="groups of blocks, each side twice in each"
     )
@@ -88,7 +94,7 @@ def _run(asked: argparse.Namespace, console: Console) -> Iterator[Result]:
     """The result so far, after each workload."""
     paired.require()
     workloads = [workload_named(name) for name in asked.workload or WORKLOADS]
-    names = ["mlos", *(["mlos-auto"] if asked.auto else []), *(asked.peer or peer_names())]
+    names = ["mlos", *(f"mlos {flags}" for flags in asked.ours), *(asked.peer or peer_names())]
     sides = [side_named(name) for name in dict.fromkeys(names)]  # a wrong name is told before anything runs
     started = datetime.now(UTC)
     seed = secrets.randbits(31) if asked.seed is None else asked.seed

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from benchmarks.wire import Form
 from mlos.errors import NotFoundError, RefusedError, UnavailableError
 from mlos.parity import Tolerance, tolerance_named
 from mlos.parity.tolerance import TOLERANCES
+from mlos.settings import Settings
 from mlos.store import Package
 from mlos.validation import programs
 
@@ -49,6 +51,14 @@ class Wire(BaseModel):
 
 
 @dataclass(frozen=True)
+class Repository:
+    """Where a model is loaded and unloaded: ``path`` and a verb, on the Unix ``socket`` if there is one."""
+
+    path: str
+    socket: Path | None = None
+
+
+@dataclass(frozen=True)
 class Served:
     """A running server: where it listens, how it is asked, and to what its answers are held."""
 
@@ -56,6 +66,7 @@ class Served:
     wires: Mapping[str, Wire]
     tolerance: Tolerance
     facts: Mapping[str, str]
+    repository: Repository | None = None
 
 
 class Side(Protocol):
@@ -121,7 +132,10 @@ class Mlos:
                 "openai": Wire(form="openai", path="/v1/completions"),
             }
             facts = {key: str(server.model.get(key)) for key in ("engine", "precision", "threads")}
-            yield Served(int(server.url.rpartition(":")[2]), wires, tolerance, facts)
+            port = int(server.url.rpartition(":")[2])
+            socket = Settings().sockets / f"admin-{port}.sock"
+            repository = Repository(f"/v2/repository/models/{name}", socket)
+            yield Served(port, wires, tolerance, facts, repository)
             server.stop()
 
 
@@ -142,6 +156,8 @@ class _Described(BaseModel):
     """Whether it computes with our own build of llama.cpp."""
     environment: dict[str, str] = {}
     configuration: tuple[str, ...]
+    repository: str | None = None
+    """The path of its model's repository, where a running server of it loads and unloads."""
     wires: dict[str, Wire]
 
 
@@ -212,7 +228,9 @@ class Peer:
             try:
                 _wait_ready(self.name, f"http://127.0.0.1:{port}{self._said.ready}", process, log)
                 try:
-                    yield Served(port, self._said.wires, tolerance_named("fp32"), {})
+                    path = self._said.repository
+                    repository = Repository(path) if path is not None else None
+                    yield Served(port, self._said.wires, tolerance_named("fp32"), {}, repository)
                 except UnavailableError as error:
                     raise UnavailableError(f"{error.message}; {_last_words(process, log)}") from error
             finally:
@@ -225,16 +243,13 @@ def peer_names() -> list[str]:
 
 
 def side_named(name: str) -> Side:
-    """MLOS (``mlos``, and ``mlos-auto`` in the precision that was tuned), or a peer.
+    """MLOS (``mlos``, and behind it the flags that it is started with), or a peer.
 
     Raises:
         NotFoundError: if there is none of that name.
     """
-    made: dict[str, Callable[[], Side]] = {
-        "mlos": lambda: Mlos("mlos"),
-        "mlos-auto": lambda: Mlos("mlos-auto", "--precision", "auto"),
-    }
-    return made.get(name, lambda: Peer(name))()
+    first, *flags = shlex.split(name)
+    return Mlos(name, *flags) if first == "mlos" else Peer(name)
 
 
 def _free_ports(number: int) -> list[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 from mlserver import MLModel, MLServer
 from mlserver.codecs import NumpyCodec
-from mlserver.settings import ModelSettings, Settings
+from mlserver.repository.load import load_model_settings
+from mlserver.settings import Settings
 from mlserver.types import InferenceRequest, InferenceResponse
 from model_file import SETTINGS, ModelFile
 
@@ -38,6 +41,11 @@ class OnnxRuntime(MLModel):
 
 async def serve(port: int, grpc_port: int) -> None:
     """Serve until told to stop."""
+    batching = {"max_batch_size": 8, "max_batch_time": 0.002} if SETTINGS["batch"] else {}
+    model = {"name": "model", "implementation": "server.OnnxRuntime", **batching}
+    repository = Path(tempfile.mkdtemp(prefix="repository-"))  # from which a model that was unloaded is loaded
+    described = repository / "model-settings.json"
+    described.write_text(json.dumps(model))
     settings = Settings(
         host="127.0.0.1",
         http_port=port,
@@ -47,11 +55,10 @@ async def serve(port: int, grpc_port: int) -> None:
         parallel_workers_timeout=5,
         environments_dir=tempfile.mkdtemp(prefix="mlserver-"),
         debug=False,
+        model_repository_root=str(repository),
     )
-    batching = {"max_batch_size": 8, "max_batch_time": 0.002} if SETTINGS["batch"] else {}
-    model = ModelSettings(name="model", implementation=OnnxRuntime, **batching)
     server = MLServer(settings)
-    await server.start([model])
+    await server.start([load_model_settings(str(described))])
 
 
 if __name__ == "__main__":
