@@ -119,6 +119,16 @@ def test_a_forced_precision_is_taken_although_it_is_slower(package: Package) -> 
     assert choose(package, tuning, "auto")[0] == "onnxruntime fp32, 2 threads"
 
 
+def test_so_is_the_best_for_a_number_of_threads_that_the_default_has_not(package: Package) -> None:
+    tuning = tuned(
+        package,
+        trial(package, "slower", 1.5, threads=1),
+        trial(package, "slower", 1.3, threads=1, precision="bf16"),
+    )
+    assert choose(package, tuning, "fp32", threads=1)[0] == "openvino fp32, 1 thread"
+    assert choose(package, tuning, "auto", threads=1)[0] == "openvino bf16, 1 thread"
+
+
 def test_a_forced_precision_without_a_record_takes_a_variant_or_is_refused(package: Package) -> None:
     with pytest.raises(RefusedError, match="never proved in int8") as caught:
         choose(package, None, "int8")

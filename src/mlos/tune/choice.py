@@ -75,7 +75,7 @@ def chosen(
 
 
 def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads: int | None) -> Trial | None:
-    """The fastest trial that may be taken; one that is forced need not be faster than the default."""
+    """The fastest trial that may be taken; it need not be faster than the default where that one may not be."""
     usable = [
         trial
         for trial in tuning.trials
@@ -84,7 +84,7 @@ def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads:
         and precision in ("auto", trial.candidate.precision)
         and threads in (None, trial.candidate.threads)
     ]
-    forced = tuning.default not in usable and precision != "auto"
+    forced = tuning.default not in usable
     taken = [trial for trial in usable if trial.ratio is not None and (forced or trial.verdict == "faster")]
     if taken:
         return min(taken, key=lambda trial: trial.ratio.ratio if trial.ratio is not None else 1.0)
