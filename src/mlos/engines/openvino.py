@@ -77,8 +77,6 @@ class OpenVinoEngine:
         self._cache = cache
         self._compiled: dict[frozenset[str], _Compiled] = {}
         self._lock = threading.Lock()
-        self._running: set[Any] = set()
-        """Requests of the library that are under way."""
 
     @classmethod
     def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
@@ -146,7 +144,6 @@ class OpenVinoEngine:
             return {}
         graph = self._compile(wanted)
         request = _borrowed(graph)
-        self._running.add(request)
         try:
             with signal_stack.kept():
                 request.start_async(dict(inputs), share_inputs=True)
@@ -155,19 +152,12 @@ class OpenVinoEngine:
             values = [tensor.data.copy() for tensor in request.output_tensors]
         except (RuntimeError, ValueError, MemoryError) as error:
             raise refusal("OpenVINO", _reason(error), of_these_tensors=_blames_shapes(error)) from error
-        finally:
-            self._running.discard(request)
         graph.idle.append(request)  # one that failed is not used again
         for table in graph.tables:
             _check_lookup(table, values)
         answers = {name: values[graph.places[name]] for name in wanted}
         check_answers(self._artifact, inputs, answers)
         return answers
-
-    def interrupt(self) -> None:
-        """See :class:`mlos.engines.InterruptibleEngine`."""
-        for request in tuple(self._running):
-            request.cancel()
 
     @property
     def version(self) -> str:
