@@ -41,7 +41,7 @@ class Narrow:
     def __init__(self) -> None:
         self.outcomes: list[Any] = []
 
-    def complete(self, job: Job, outcome: Any) -> None:
+    def complete(self, job: Job, outcome: Any, *, claim: int = 0) -> None:
         if not isinstance(outcome, MlosError):
             raise ValueError("a message of 2 GiB is larger than the limit")
         self.outcomes.append(outcome)
