@@ -37,21 +37,11 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 )
-INCLUDED = """\
-set(LLAMA_BUILD_COMMON OFF)
-add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include ${CMAKE_CURRENT_LIST_DIR}/tile_config.h>")
-"""
+INCLUDED = "set(LLAMA_BUILD_COMMON OFF)\nadd_compile_options(-U__AMX_INT8__)\n"
 """Read by CMake at the start of llama.cpp's own project. The bindings ask for the library of its command-line
-programs, which takes half of the build and which they do not load."""
-TILE_CONFIG = """\
-#if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#define _tile_loadconfig(config) __asm__ volatile("ldtilecfg\\t%X0" ::"m"(*(const char (*)[64])(config)))
-#endif
-"""
-"""Read by the compiler before each file of C++. GCC 12 takes ``_tile_loadconfig`` to read 8 of its 64 bytes and
-drops the stores to the others, so that the first product of matrices on a processor that has AMX ends the
-process (llama.cpp's issue 20824). Here it reads all of them."""
+programs, which takes half of the build and which they do not load. And its kernels for AMX are left out: GCC 12
+takes ``_tile_loadconfig`` to read 8 of its 64 bytes and drops the stores to the others, so that the first
+product of matrices on a processor that has AMX ends the process."""
 VOCABULARIES = ("llama-spm", "llama-bpe", "gpt-2", "qwen2", "deepseek-coder")
 _RECIPE = 1
 """Raised when this file would make other wheels of the same source and flags."""
@@ -87,7 +77,7 @@ def kept() -> Path:
 def build_key() -> str:
     """Name of the build for this source, compiler, processor and Python."""
     recipe = {
-        "recipe": [_RECIPE, *FLAGS, INCLUDED, TILE_CONFIG, *VOCABULARIES],
+        "recipe": [_RECIPE, *FLAGS, INCLUDED, *VOCABULARIES],
         "source": re.findall("sha256:[0-9a-f]{64}", REQUIREMENT.read_text()),
         "compiler": _compiler(),
         "processor": processor_features(Path("/proc/cpuinfo").read_text()),
@@ -122,7 +112,6 @@ def build(folder: Path) -> None:
         "CMAKE_ARGS": " ".join((*FLAGS, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={work / 'included.cmake'}")),
     }
     (work / "included.cmake").write_text(INCLUDED)
-    (work / "tile_config.h").write_text(TILE_CONFIG)
     _run(
         [*_pip(*fetch), "--require-hashes", "-r", str(REQUIREMENT), "-d", str(work)],
         "pip could not download llama.cpp",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import subprocess
 import sys
 import tarfile
@@ -46,30 +45,6 @@ def test_the_program_says_its_key_and_builds_nothing(tmp_path: Path) -> None:
     )
     assert (done.stdout.strip(), done.stderr) == (native.build_key(), "")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_tile_is_configured_with_is_stored(tmp_path: Path) -> None:
-    """GCC 12 drops these stores, and llama.cpp then dies on a processor with AMX."""
-    (tmp_path / "tile_config.h").write_text(native.TILE_CONFIG)
-    (tmp_path / "configure.cpp").write_text("""
-        #include <immintrin.h>
-        void configure() {
-            alignas(64) unsigned char config[64] = {};
-            config[63] = 90;
-            _tile_loadconfig(config);
-        }
-    """)
-    compiler = os.environ.get("CXX", "c++")
-    done = subprocess.run(
-        [compiler, "-O2", "-mamx-tile", "-include", "tile_config.h", "-S", "-o", "-", "configure.cpp"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    if platform.machine() != "x86_64" or "unrecognized" in done.stderr:
-        pytest.skip(f"this compiler knows no AMX: {done.stderr[:100]}")
-    assert done.returncode == 0, done.stderr
-    assert "$90" in done.stdout
 
 
 def test_without_a_compiler_it_says_what_to_do(tmp_path: Path) -> None:
