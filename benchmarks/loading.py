@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import httpx2
 
@@ -89,7 +90,7 @@ class Loading:
 
 def compare(
     ours: Side, peer: Side, workload: str, pairs: int, seed: int, say: Callable[[str], None]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Load in both, in alternation; what was found.
 
     Raises:
@@ -132,7 +133,7 @@ def main(given: Sequence[str] | None = None) -> int:
         console.error(error)
         return error.exit_status
     ratio = paired.Ratio.model_validate(found["ratio"])
-    seconds: dict[str, list[float]] = found["seconds"]  # type: ignore[assignment]  # as it was made above
+    seconds: dict[str, list[float]] = found["seconds"]
     lines = {
         name: f"{statistics.median(taken[1:]):.3f} s from load to the right answer (median of {len(taken) - 1})"
         for name, taken in seconds.items()

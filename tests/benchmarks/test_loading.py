@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from benchmarks.figures import alternate
-from benchmarks.sides import Mlos, Served, Side
-from benchmarks.wire import Asked
-from benchmarks.workloads import WORKLOADS, package_of, requests_of
+from benchmarks.sides import Side
+from benchmarks.workloads import requests_of
+from tests.benchmarks.running import home, running, wrong
 from tests.benchmarks.test_comparing import NO_PACKAGE, asked, side
 
 from benchmarks import loading
 from mlos.errors import ParityError, UsageError
 from mlos.tune.paired import ratio_of
 
-TRIVIAL = WORKLOADS["trivial"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLOS_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-class Running:
-    """Our server, which is up already."""
-
-    name, title, ours = "mlos", "mlos_core", True
-    configuration: tuple[str, ...] = ()
-    speaks = Mlos.speaks
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def prepare(self) -> str:
-        return ""
-
-    def serving(self, package: Any, settings: Any) -> Any:
-        return contextlib.nullcontext(self._served)
-
-
-@pytest.fixture(scope="module")
-def running(home: None) -> Iterator[Side]:
-    with Mlos("mlos").serving(package_of(TRIVIAL), {}) as served:
-        yield Running(served)
-
-
-def wrong(one: Asked) -> Asked:
-    return Asked(one.tensors, {name: array + 1 for name, array in one.outputs.items()})
+__all__ = ["home", "running"]
 
 
 def test_blocks_stand_mirrored_in_groups_and_the_ratio_is_of_their_figures() -> None:
@@ -75,7 +38,7 @@ def test_blocks_stand_mirrored_in_groups_and_the_ratio_is_of_their_figures() -> 
 
 def test_a_model_is_loaded_asked_and_unloaded_again_and_again(running: Side) -> None:
     found = loading.compare(running, running, "trivial", 2, 0, lambda said: None)
-    assert found["ratio"]["n"] == 2  # type: ignore[index]
+    assert found["ratio"]["n"] == 2
     json.dumps(found)
 
 

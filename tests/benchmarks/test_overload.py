@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.arrivals import arrive
 from benchmarks.client import http_request
-from benchmarks.sides import Mlos, Peer, Served, Side
-from benchmarks.wire import Asked
-from benchmarks.workloads import WORKLOADS, package_of
+from benchmarks.sides import Peer, Side
+from benchmarks.workloads import requests_of
+from tests.benchmarks.running import TRIVIAL, home, running, wrong
 from tests.benchmarks.test_comparing import NO_PACKAGE
 
 from benchmarks import overload
 from mlos.errors import ParityError, UnavailableError
 
-TRIVIAL = WORKLOADS["trivial"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLOS_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-class Running:
-    """Our server, which is up already."""
-
-    name, title, ours = "mlos", "mlos_core", True
-    configuration: tuple[str, ...] = ()
-    speaks = Mlos.speaks
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def prepare(self) -> str:
-        return ""
-
-    def serving(self, package: Any, settings: Any) -> Any:
-        return contextlib.nullcontext(self._served)
-
-
-@pytest.fixture(scope="module")
-def running(home: None) -> Iterator[Side]:
-    with Mlos("mlos").serving(package_of(TRIVIAL), {}) as served:
-        yield Running(served)
-
-
-def other_right_answers(change: Callable[[Asked], Asked], patch: pytest.MonkeyPatch, room: Any) -> None:
-    drawn = room.requests_of
-    patch.setattr(room, "requests_of", lambda *given: [change(one) for one in drawn(*given)])
-
-
-def wrong(one: Asked) -> Asked:
-    return Asked(one.tensors, {name: array + 1 for name, array in one.outputs.items()})
+__all__ = ["home", "running"]
 
 
 def crowd(side: Side, samples: int = 40) -> dict[str, Any]:
@@ -80,7 +38,8 @@ def test_a_crowd_is_counted_and_its_answers_are_checked(running: Side) -> None:
 
 
 def test_a_wrong_answer_in_a_crowd_ends_the_run(running: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_right_answers(wrong, monkeypatch, overload)
+    drawn = requests_of
+    monkeypatch.setattr(overload, "requests_of", lambda *given: [wrong(one) for one in drawn(*given)])
     with pytest.raises(ParityError, match="is wrong"):
         crowd(running)
 

@@ -16,6 +16,7 @@ from mlos.engines import Engine, interruptible
 from mlos.errors import MlosError
 
 LOOK_SECONDS = 0.05
+"""Between two looks, asleep: nothing tells that somebody has left but the channel, which must be asked."""
 
 
 class Watch:
