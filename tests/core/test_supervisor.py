@@ -77,6 +77,33 @@ def test_a_load_outlasts_that_the_worker_is_sent_to_rest_before_it_is_ready(home
     asyncio.run(test())
 
 
+def test_a_load_that_waits_for_an_unload_to_end_starts_nothing_in_a_replica_that_is_let_go(
+    home: Path, store: Store
+) -> None:
+    package = packages.double(store)
+
+    async def test() -> None:
+        replica = Replica(package, store, terms_of(home, store))
+        async with asyncio.timeout(SECONDS):
+            await replica.load("asked")
+            replica.withdrawn = True
+            unloading = asyncio.create_task(replica.unload())
+            while replica.state is not State.STOPPED:  # its worker is ending
+                await asyncio.sleep(0)
+            replica.withdrawn = False
+            loading = asyncio.create_task(replica.load("asked"))
+            await asyncio.sleep(0)
+            await replica.stop()  # as of one that a reload has replaced meanwhile
+            await unloading
+            with pytest.raises(UnavailableError, match="was unloaded while it was loaded"):
+                await loading
+            assert replica.state is State.STOPPED
+            await asyncio.sleep(0.1)
+            assert replica.memory_bytes() is None
+
+    asyncio.run(test())
+
+
 def test_a_reload_beside_another_leaves_a_worker_that_makes_way(home: Path, store: Store) -> None:
     packages.double(store)
 

@@ -153,14 +153,13 @@ class Replica:
         while self._halting is not None:
             await asyncio.shield(self._halting)
         if self.error is not None:
-            self._lives = None
+            self._lives = self.error = None
         before = self._readied  # not of ``loads``, in which an elder counts too
-        self.start(why)
         while self.state is not State.READY and self._readied == before:
-            if self.withdrawn:
+            if self.withdrawn:  # it may have been before anything was started: then nothing is
                 raise UnavailableError(f"model {self.name} was unloaded while it was loaded")
             self._refuse()
-            self.start(why)  # it may have been sent to rest meanwhile
+            self.start(why)  # again, if it has been sent to rest meanwhile
             await asyncio.sleep(_POLL_SECONDS)
 
     async def unload(self) -> None:
