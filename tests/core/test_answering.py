@@ -116,7 +116,7 @@ def test_a_batch_that_nobody_waits_for_any_more_is_ended_and_not_tried_one_by_on
             assert self.interrupted.wait(30)
             raise WorkerError("interrupted")
 
-        def interrupt(self) -> None:
+        def interrupt(self, thread: int) -> None:
             self.interrupted.set()
 
     channel, engine = Waiting(), Held()

@@ -36,7 +36,9 @@ class Endless:
         self.interrupted.clear()
         raise WorkerError("interrupted")
 
-    def interrupt(self) -> None:
+    def interrupt(self, thread: int) -> None:
+        if thread == threading.get_ident():  # whoever looks is in no run
+            return
         self.interrupted.set()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.engines.onnx_graphs import ARTIFACT, HEAD, PLACES, WORDS, finished, ids, lookup
 
-from mlos.engines import Engine, interruptible
+from mlos.engines import Engine, Streams, interruptible, open_model
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
 from mlos.engines.openvino import OpenVinoEngine
 from mlos.errors import InvalidInputError, NoRoomError, RefusedError, UsageError, WorkerError
@@ -35,9 +34,19 @@ def folder(tmp_path: Path) -> Path:
     return package
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+@pytest.fixture(
+    params=[(1, 1), (2, 1), (1, 2), (2, 2)],
+    ids=["one thread", "two threads", "two streams", "two threads and streams"],
+)
 def engine(kind: type[Engine], folder: Path, request: pytest.FixtureRequest) -> Engine:
-    return kind.open(folder, ARTIFACT, request.param)
+    threads, streams = request.param
+    name = OpenVinoEngine.name if kind is OpenVinoEngine else OnnxRuntimeEngine.name
+
+    def opened(threads: int, streams: int) -> Engine:
+        return open_model(folder, ARTIFACT, threads, engine=name, streams=streams)
+
+    beside = opened(1, streams)
+    return beside if threads == 1 else opened(2, 1) if streams == 1 else Streams(opened(2, 1), beside)
 
 
 def test_it_computes_what_the_file_says(engine: Engine) -> None:
@@ -160,21 +169,18 @@ def test_it_needs_a_thread(kind: type[Engine], folder: Path) -> None:
         kind.open(folder, ARTIFACT, threads=0)
 
 
-def test_several_threads_may_run_at_once(engine: Engine) -> None:
-    wrong: list[int] = []
-
+def test_several_threads_may_run_at_once_and_one_that_is_refused_disturbs_no_other(engine: Engine) -> None:
     def ask(token: int) -> None:
-        for _ in range(50):
-            answer = engine.run(ids([token]), ["hidden"])["hidden"][0, 0]
-            if not np.allclose(answer, WORDS[token] + PLACES[0]):
-                wrong.append(token)
+        for number in range(50):
+            tokens = [token] * (1 + (number + token) % 3)
+            answer = engine.run(ids(tokens), ["hidden"])["hidden"][0]
+            np.testing.assert_allclose(answer, WORDS[tokens] + PLACES[: len(tokens)], rtol=1e-6)
+            if number % 5 == token:
+                with pytest.raises(InvalidInputError):
+                    engine.run(ids([len(WORDS)]), ["hidden"])
 
-    threads = [threading.Thread(target=ask, args=(token,)) for token in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
 
 
 def test_a_run_can_be_ended_and_the_next_is_right(tmp_path: Path) -> None:
@@ -193,15 +199,17 @@ def test_a_run_can_be_ended_and_the_next_is_right(tmp_path: Path) -> None:
     artifact = Artifact(path="long.onnx", format="onnx", precision="fp32", inputs=(x,), outputs=(y,))
     engine = OnnxRuntimeEngine.open(tmp_path, artifact, 1)
     assert interruptible(engine)
-    engine.interrupt()  # nothing runs: nothing happens
+    engine.interrupt(threading.get_ident())  # nothing runs: nothing happens
     for _ in range(2):
         with ThreadPoolExecutor(1) as pool:
+            thread = pool.submit(threading.get_ident).result()
             long = pool.submit(
                 engine.run, {"x": np.ones((4096, width), np.float32)}
             )  # seconds, if it is not ended
             while not long.done():
-                engine.interrupt()
-                time.sleep(0.01)
+                engine.interrupt(threading.get_ident())  # nor does this thread run anything
+                engine.interrupt(thread)
+                np.testing.assert_array_equal(engine.run({"x": np.ones((1, width), np.float32)})["y"], 1)
         with pytest.raises(WorkerError):
             long.result()
         np.testing.assert_array_equal(engine.run({"x": np.ones((2, width), np.float32)})["y"], 1)

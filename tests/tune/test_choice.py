@@ -29,7 +29,7 @@ def ratio(value: float) -> Ratio:
 
 
 def trial(package: Package, verdict: Any, value: float | None = None, **changed: Any) -> Trial:
-    of = {"digest": package.digest, "engine": "openvino", "precision": "fp32", "threads": 2}
+    of = {"digest": package.digest, "engine": "openvino", "precision": "fp32", "threads": 2, "streams": 1}
     candidate = Candidate(**{**of, **{key: changed.pop(key) for key in of if key in changed}})
     return Trial(
         candidate=candidate,
@@ -95,6 +95,24 @@ def test_the_fastest_that_is_faster_is_taken(package: Package) -> None:
     assert "takes 0.800 [0.790, 0.810] of the time of onnxruntime fp32, 2 threads, parity fp32 passed" in why
     assert choose(package, tuning, "auto")[0] == "openvino bf16, 2 threads"
     assert choose(package, tuning, "bf16")[0] == "openvino bf16, 2 threads"
+
+
+def test_in_streams_it_is_where_several_runs_at_once_are_faster_than_in_a_row(package: Package) -> None:
+    tuning = tuned(
+        package,
+        trial(package, "faster", 0.8),
+        trial(package, "faster", 0.9, streams=4, threads=4),  # what serves alone was not timed so
+        trial(package, "faster", 0.3, streams=2, engine="onnxruntime"),
+        trial(package, "faster", 0.7, streams=2, batching=Batching(most=4, longest=16)),
+        trial(package, "no difference found", 0.6, streams=3),
+    )
+    what, why = choose(package, tuning)
+    assert what == "openvino fp32, 2 threads, 2 streams"
+    assert "takes 0.800" in why
+    assert why.endswith("2 runs at once take 0.700 [0.690, 0.710] of the time of as many in a row")
+    choice = chosen(package, (), tuning, "fp32", threads=2, fixed_threads=False)
+    assert choice.batching == Batching(most=4, longest=16)
+    assert choose(package, tuning, threads=1)[0] == "onnxruntime fp32, 1 thread"
 
 
 def test_where_nothing_is_faster_the_default_stays(package: Package) -> None:

@@ -14,7 +14,7 @@ from mlos.errors import RefusedError
 from mlos.host.environment import record
 from mlos.settings import Settings
 from mlos.store import Package, Store
-from mlos.tune import Tuning
+from mlos.tune import Tuning, chosen
 from mlos.tune.record import compiled_folder
 from mlos.tune.shapes import BATCH
 from mlos.tune.tuner import tune
@@ -54,7 +54,7 @@ def tuning(home: Path, package: Package) -> Tuning:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(modules))
         patch.setenv("PYTHONPATH", os.pathsep.join((str(modules), os.environ.get("PYTHONPATH", ""))))
-        return tune(package, "auto", Settings(home=home), QUIET, threads=1, pairs=3, seed=5)
+        return tune(package, "auto", Settings(home=home), QUIET, threads=2, pairs=3, seed=5)
 
 
 def test_every_engine_and_precision_is_tried_and_the_default_first(tuning: Tuning, package: Package) -> None:
@@ -68,11 +68,13 @@ def test_every_engine_and_precision_is_tried_and_the_default_first(tuning: Tunin
 
 
 def test_what_answers_otherwise_than_the_framework_is_refused_with_its_figures(tuning: Tuning) -> None:
-    (liar,) = (trial for trial in tuning.trials if trial.candidate.engine == "liar")
-    assert liar.verdict == "refused"
-    assert liar.reason.startswith("failed parity: ")
-    assert "0.01" in liar.reason
-    assert liar.ratio is None
+    liars = [trial for trial in tuning.trials if trial.candidate.engine == "liar"]
+    assert {liar.candidate.threads for liar in liars} == {1, 2}
+    for liar in liars:
+        assert liar.verdict == "refused"
+        assert liar.reason.startswith("failed parity: ")
+        assert "0.01" in liar.reason
+        assert liar.ratio is None
 
 
 def test_what_passed_was_held_to_the_row_of_its_precision_and_timed(tuning: Tuning) -> None:
@@ -87,6 +89,18 @@ def test_what_passed_was_held_to_the_row_of_its_precision_and_timed(tuning: Tuni
         assert {"16 tokens", f"16 tokens x {BATCH}"} <= trial.seconds.keys()
         for side in (trial.seconds, trial.reference_seconds):
             assert all(len(times) == 6 and min(times) > 0 for times in side.values())
+
+
+def test_what_serves_a_run_alone_is_timed_in_streams_too(tuning: Tuning, package: Package) -> None:
+    alone = [trial for trial in tuning.trials if trial.candidate.streams == 1]
+    several = tuning.trials[len(alone) :]
+    assert {trial.candidate.streams for trial in several} == {2}
+    for trial in several:
+        best = trial.candidate.model_copy(update={"streams": 1})
+        assert best in [each.candidate for each in alone if each.verdict in ("default", "faster")]
+        assert f"of the time of runs in a row by {best}" in trial.reason
+    choice = chosen(package, (), tuning, "fp32", threads=2, fixed_threads=False)
+    assert choice.candidate.streams == (2 if several[0].verdict == "faster" else 1)
 
 
 def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:

@@ -179,7 +179,7 @@ class DataPlane:
         replica.admit()
         waiting = replica.channel.waiting
         if waiting >= self._max_queue:
-            wait = waiting * replica.service_seconds / max(1, replica.workers_ready)
+            wait = waiting * replica.service_seconds / max(1, replica.runs_at_once)
             raise UnavailableError(
                 f"model {replica.package.name} is full: {waiting} requests wait, for about {wait:.2g} s",
                 retry_after=max(1.0, math.ceil(wait)),

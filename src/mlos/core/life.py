@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import msgspec
@@ -57,7 +58,10 @@ class Terms:
 
 
 class Life:
-    """A worker process at a place of a channel. ``loss`` makes what the requests that it dies with are told."""
+    """A worker process at one or several places of a channel: each of its streams claims at one of its own.
+
+    ``loss`` makes what the requests that it dies with are told.
+    """
 
     def __init__(
         self,
@@ -66,14 +70,14 @@ class Life:
         store: Store,
         terms: Terms,
         channel: FrontChannel,
-        place: int,
+        places: Sequence[int],
         loss: Callable[[], MlosError],
     ) -> None:
         self.started = time.monotonic()
         self.peak_bytes = 0
         """The most memory it is known to have had."""
         self._name, self._served, self._store, self._terms = name, served, store, terms
-        self._channel, self._place, self._loss = channel, place, loss
+        self._channel, self._places, self._loss = channel, places, loss
         self._process: Spawned | None = None
         self._ended_for: str | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -88,7 +92,7 @@ class Life:
             process = self._process = await self._spawn()
         except OSError as error:  # no more processes, descriptors or memory: it may go better later
             ended = f"could not be started: {error.strerror}"
-            self._channel.disconnect(UnavailableError(ended), self._place)
+            self._leave(UnavailableError(ended))
             return ended
         listening = asyncio.create_task(self._listen(process.stderr))
         dead = asyncio.create_task(process.wait())
@@ -102,7 +106,7 @@ class Life:
                 is_ready(report)
             while not (await asyncio.wait({dead}, timeout=1.0))[0]:
                 self.note_peak()
-                if self._channel.overdue(self._place) > OVERRUN_SECONDS:
+                if max(map(self._channel.overdue, self._places)) > OVERRUN_SECONDS:
                     self.end(f"overran a request's deadline by {OVERRUN_SECONDS:g} s and was ended")
             await listening
             return self._epitaph(dead.result())
@@ -137,29 +141,32 @@ class Life:
         return peak
 
     async def _spawn(self) -> Spawned:
-        descriptor, served = self._channel.connect(self._place), self._served
-        choice = served.choice
-        orders = Orders(
-            parent=os.getpid(),
-            channel=descriptor,
-            store=str(self._store.root.absolute()),
-            digest=served.package.digest,
-            threads=choice.candidate.threads,
-            limits=self._terms.limits,
-            started=self.started,
-            engine=choice.candidate.engine,
-            precision=choice.candidate.precision,
-            compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
-            most=choice.batching.most if choice.batching is not None else 1,
-            longest=choice.batching.longest if choice.batching is not None else None,
-            sequences=self._terms.sequences,
-        )
-        try:
+        served, choice = self._served, self._served.choice
+        with ExitStack() as ours:
+            descriptors = []
+            for place in self._places:
+                descriptors.append(self._channel.connect(place))
+                ours.callback(os.close, descriptors[-1])
+            orders = Orders(
+                parent=os.getpid(),
+                channels=tuple(descriptors),
+                store=str(self._store.root.absolute()),
+                digest=served.package.digest,
+                threads=choice.candidate.threads,
+                limits=self._terms.limits,
+                started=self.started,
+                engine=choice.candidate.engine,
+                precision=choice.candidate.precision,
+                compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
+                most=choice.batching.most if choice.batching is not None else 1,
+                longest=choice.batching.longest if choice.batching is not None else None,
+                sequences=self._terms.sequences,
+            )
             return await Spawned.start(
                 # -P: no file of the working folder can pass for a module.
                 (sys.executable, "-P", "-m", "mlos.core.worker"),
                 message=msgspec.json.encode(orders) + b"\n",
-                pass_fds=(descriptor,),
+                pass_fds=descriptors,
                 env={
                     **environment(served.package.folder),
                     # No thread may start before the sandbox holds, and the engine's threads are all there are.
@@ -167,8 +174,6 @@ class Life:
                 },
                 limit=_LONGEST_LINE,
             )
-        finally:
-            os.close(descriptor)
 
     async def _first_word(self, stream: asyncio.StreamReader) -> Report | None:
         """What the worker reports once it has loaded; nothing if it died before."""
@@ -187,13 +192,17 @@ class Life:
 
     async def _bid_farewell(self, process: Spawned, dead: asyncio.Task[int]) -> None:
         """Hang up, which ends a worker that is well; end one that is not."""
-        self._channel.disconnect(self._loss(), self._place)
+        self._leave(self._loss())
         if self._ended_for is None:
             await asyncio.wait({dead}, timeout=_GOODBYE_SECONDS)
         if not dead.done():
             process.kill()
             await dead
         process.close()
+
+    def _leave(self, error: MlosError) -> None:
+        for place in self._places:
+            self._channel.disconnect(error, place)
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
         """Pass on what the worker writes to stderr."""

@@ -166,7 +166,7 @@ class _Replicas(Collector):
         info = GaugeMetricFamily(
             "mlos_model_info",
             "A served model, and what it is served with once it has been loaded",
-            labels=("model", "digest", "reference", "weights", "engine", "precision", "threads"),
+            labels=("model", "digest", "reference", "weights", "engine", "precision", "threads", "streams"),
         )
         for replica in replicas:
             package = replica.package
@@ -180,6 +180,7 @@ class _Replicas(Collector):
                     *(package.name, package.digest, package.reference, package.manifest.weights),
                     *((report.engine, report.precision) if report is not None else ("", "")),
                     str(served.choice.candidate.threads) if served is not None else "",
+                    str(served.choice.candidate.streams) if served is not None else "",
                 ),
                 1,
             )

@@ -222,11 +222,19 @@ class Replica:
         return sum(place.ready for place in self._places)
 
     @property
+    def runs_at_once(self) -> int:
+        """How many runs of the engine its ready workers make at once."""
+        streams = self.served_as.choice.candidate.streams if self.served_as is not None else 1
+        return self.workers_ready * streams
+
+    @property
     def needed_bytes(self) -> int:
         """Memory of all workers: the most one has had here, or what its files let expect before one has run."""
         package = self.served_as.package if self.served_as is not None else self.package
         seen = max(self._peak, *(life.peak_bytes for life in self._lives_now()), 0)
-        return len(self._places) * (seen or _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size))
+        opened = 1 if self.served_as is None or self.served_as.choice.candidate.streams == 1 else 2
+        expected = _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size * opened)
+        return len(self._places) * (seen or expected)
 
     def memory_bytes(self) -> int | None:
         """Resident memory of the workers together, while there is one."""
@@ -330,7 +338,9 @@ class Replica:
         Raises:
             MlosError: it refused to load the model.
         """
-        life = Life(self.name, served, self._store, self.terms, self.channel, place.number, self._loss)
+        streams = served.choice.candidate.streams
+        places = range(place.number * streams, (place.number + 1) * streams)
+        life = Life(self.name, served, self._store, self.terms, self.channel, places, self._loss)
         place.life, place.ready_since = life, life.started  # who dies loading has not been ready for long
         try:
             return await life.run(lambda report: self._is_ready(place, served, report, life))
@@ -344,7 +354,9 @@ class Replica:
             retry_after=self.load_seconds or 1.0,
         )
 
-    def _broken(self, number: int, reason: str) -> None:
+    def _broken(self, place: int, reason: str) -> None:
+        assert self.served_as is not None, "who breaks the protocol has been started"
+        number = place // self.served_as.choice.candidate.streams
         if (life := self._places[number].life) is not None:
             life.end(f"broke the protocol ({reason}) and was ended")
 
@@ -362,6 +374,7 @@ class Replica:
                 engine=f"{report.engine} {report.engine_version}",
                 precision=report.precision,
                 threads=served.choice.candidate.threads,
+                streams=served.choice.candidate.streams,
                 chosen=served.choice.reason,
                 load_seconds=round(self.load_seconds, 3),
                 stages={name: round(seconds, 3) for name, seconds in report.load_seconds.items()},

@@ -20,11 +20,13 @@ LOOK_SECONDS = 0.05
 
 
 class Watch:
-    """Over the runs of one engine, one at a time. An engine that cannot be interrupted is not watched."""
+    """Over the runs that one thread makes of an engine. One that cannot be interrupted is not watched."""
 
     def __init__(self, engine: Engine) -> None:
         self._interrupt = engine.interrupt if interruptible(engine) else None
         self._changed = threading.Condition()
+        self._thread = 0
+        """Whose run is under way."""
         self._abandoned: Callable[[], bool] | None = None
         """Whether nobody waits for the run that is under way; None between runs."""
         self._resting = False
@@ -45,7 +47,7 @@ class Watch:
             threading.Thread(target=self._look, args=(self._interrupt,), name="watch", daemon=True).start()
             self._looking = True
         with self._changed:
-            self._abandoned, self._ended = abandoned, False
+            self._abandoned, self._ended, self._thread = abandoned, False, threading.get_ident()
             if self._resting:
                 self._changed.notify()
         try:
@@ -59,7 +61,7 @@ class Watch:
             with self._changed:
                 self._abandoned = None
 
-    def _look(self, interrupt: Callable[[], None]) -> None:
+    def _look(self, interrupt: Callable[[int], None]) -> None:
         while True:
             with self._changed:
                 while self._abandoned is None:
@@ -70,4 +72,4 @@ class Watch:
             with self._changed:
                 if self._abandoned is seen and seen():
                     self._ended = True
-                    interrupt()
+                    interrupt(self._thread)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +28,7 @@ from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
 from mlos.core.answering import Model
 from mlos.core.worker_protocol import Answer, Orders, Report
-from mlos.engines import Engine, compiles, open_model
+from mlos.engines import Engine, Streams, compiles, open_model
 from mlos.errors import MlosError, NoRoomError, PayloadTooLargeError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
@@ -43,8 +45,8 @@ _MEMORY_SHARE = 0.75
 """Of the memory this host may use: the most a worker may, so that a greedy request fails alone."""
 
 
-def load(orders: Orders) -> tuple[Model, Report]:
-    """Verify the package, confine this process, then open what the package holds.
+def load(orders: Orders) -> tuple[list[Model], Report]:
+    """Verify the package, confine this process, then open what the package holds: a model for each stream.
 
     Raises:
         MlosError: the package is corrupt, its engine is missing, the model cannot be opened.
@@ -70,18 +72,13 @@ def load(orders: Orders) -> tuple[Model, Report]:
         )
         confinement = confine(measured(policy))
     with stage("open"):
-        engine = open_model(
-            package.folder,
-            manifest.artifact,
-            orders.threads,
-            engine=orders.engine,
-            precision=orders.precision,
-            cache=None if orders.compiled is None else Path(orders.compiled),
-        )
-        tasks = tasks_of(package.folder, manifest, orders.limits)
-        model = Model(tasks, engine, manifest, orders.most, orders.longest, orders.sequences)
+        engine = _opened(package, orders)
+        # A tokenizer and the like for each: they were not made to be shared.
+        tasks = [tasks_of(package.folder, manifest, orders.limits) for _ in orders.channels]
+        models = [Model(of, engine, manifest, orders.most, orders.longest, orders.sequences) for of in tasks]
     with stage("warm_up"):
-        note = _warm_up(engine, tasks, package)
+        both = (engine.alone, engine.beside) if isinstance(engine, Streams) else (engine,)
+        note = next(filter(None, [_warm_up(each, tasks[0], package) for each in both]), None)
     report = Report(
         engine=engine.name,
         engine_version=engine.version,
@@ -92,7 +89,24 @@ def load(orders: Orders) -> tuple[Model, Report]:
         heavy=tuple(name for name in HEAVY if name in sys.modules),
         note=note,
     )
-    return model, report
+    return models, report
+
+
+def _opened(package: Package, orders: Orders) -> Engine:
+    def opened(threads: int, streams: int) -> Engine:
+        return open_model(
+            package.folder,
+            package.manifest.artifact,
+            threads,
+            engine=orders.engine,
+            precision=orders.precision,
+            cache=None if orders.compiled is None else Path(orders.compiled),
+            streams=streams,
+        )
+
+    streams = len(orders.channels)
+    alone = opened(orders.threads, 1)
+    return alone if streams == 1 else Streams(alone, opened(max(1, orders.threads // streams), streams))
 
 
 def _warm_up(engine: Engine, tasks: Tasks, package: Package) -> str | None:
@@ -128,6 +142,27 @@ def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> dict[tuple[str
             prepared = task.preprocess(request)
             found.setdefault(prepared.outputs, prepared)
     return found
+
+
+def serve_all(channels: Sequence[WorkerChannel], models: Sequence[Model]) -> None:
+    """Answer what all channels bring, each by a thread and a model of its own, until the front hangs up."""
+
+    def aside(channel: WorkerChannel, model: Model) -> None:
+        try:
+            serve(channel, model)
+        except BaseException:  # a bug of ours ends the process, whichever thread meets it
+            traceback.print_exc()
+            os._exit(1)
+
+    others = [
+        threading.Thread(target=aside, args=each, name="stream", daemon=True)
+        for each in zip(channels[1:], models[1:], strict=True)
+    ]
+    for each in others:
+        each.start()
+    serve(channels[0], models[0])
+    for each in others:
+        each.join()
 
 
 def serve(channel: WorkerChannel, model: Model) -> None:
@@ -170,9 +205,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
     die_with(orders.parent)
-    channel = UserspaceWorker(orders.channel)
+    channels = [UserspaceWorker(descriptor) for descriptor in orders.channels]
     try:
-        model, report = load(orders)
+        models, report = load(orders)
     except MlosError as error:
         _report(reports, Report(error=error.as_dict()))
         sys.exit(1)
@@ -180,7 +215,7 @@ def main() -> None:
         _report(reports, Report(error=WorkerError(f"{type(error).__name__} while loading: {error}").as_dict()))
         raise
     _report(reports, report)
-    serve(channel, model)
+    serve_all(channels, models)
 
 
 def _report(stream: BinaryIO, report: Report) -> None:

@@ -14,12 +14,13 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock.
 
     ``engine``, ``precision`` and ``threads`` say how the package is computed, ``compiled`` where the engine
-    finds what it compiled for this host. Up to ``most`` requests are computed together, texts of up to
-    ``longest`` tokens; up to ``sequences`` generations are continued together.
+    finds what it compiled for this host. Each of the ``channels`` is a stream's, which computes what it claims
+    there beside the others. Up to ``most`` requests are computed together, texts of up to ``longest`` tokens;
+    up to ``sequences`` generations are continued together.
     """
 
     parent: int
-    channel: int
+    channels: tuple[int, ...]
     store: str
     digest: str
     threads: int

@@ -18,6 +18,7 @@ from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.engines.language import LanguageModel, Sampling, Sequences, SharedLanguageModel, Vocabulary
 from mlos.engines.llama_cpp_encoder import LlamaCppEncoder, is_encoder
 from mlos.engines.side_by_side import SideBySide, asked_of
+from mlos.engines.streams import Streams
 from mlos.errors import RefusedError
 from mlos.model import Artifact
 
@@ -36,6 +37,7 @@ __all__ = [
     "Sequences",
     "SharedLanguageModel",
     "SideBySide",
+    "Streams",
     "Vocabulary",
     "asked_of",
     "check_inputs",
@@ -59,11 +61,13 @@ def open_model(
     engine: str | None = None,
     precision: str | None = None,
     cache: Path | None = None,
+    streams: int = 1,
 ) -> Engine:
-    """Open ``artifact`` of the package in ``folder``, to be computed by ``threads`` threads.
+    """Open ``artifact`` of the package in ``folder``, each run of it to be computed by ``threads`` threads.
 
     ``engine`` is its name among the entry points; None takes the default for the format. An engine that
-    compiles computes an fp32 file in ``precision`` (None: its own) and keeps what it compiled in ``cache``.
+    compiles computes an fp32 file in ``precision`` (None: its own) and keeps what it compiled in ``cache``;
+    it computes as many runs at once as there are ``streams``, where any other computes all that are called.
 
     Raises:
         MissingExtraError: if an engine's library is not installed.
@@ -85,7 +89,7 @@ def open_model(
         if compiles(kind):
             # A file in another precision is one of storage, or holds its own operators: computed as it is.
             asked = computed if part.precision == "fp32" else "fp32"
-            return kind.compiled(folder, part, threads, precision=asked, cache=cache)
+            return kind.compiled(folder, part, threads, precision=asked, cache=cache, streams=streams)
         return kind.open(folder, part, threads)
 
     if not artifact.parts:

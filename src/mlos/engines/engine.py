@@ -63,11 +63,19 @@ class CompilingEngine(Engine, Protocol):
 
     @classmethod
     def compiled(
-        cls, folder: Path, artifact: Artifact, threads: int, *, precision: str, cache: Path | None
+        cls,
+        folder: Path,
+        artifact: Artifact,
+        threads: int,
+        *,
+        precision: str,
+        cache: Path | None,
+        streams: int = 1,
     ) -> Self:
         """Load ``artifact`` as :meth:`Engine.open` does, to be computed in ``precision``.
 
-        What was compiled is looked for in the folder ``cache``, and kept there where it can be written.
+        What was compiled is looked for in the folder ``cache``, and kept there where it can be written. So many
+        runs as there are ``streams`` are computed at once, each by ``threads`` threads.
         """
         ...
 
@@ -75,8 +83,8 @@ class CompilingEngine(Engine, Protocol):
 class InterruptibleEngine(Engine, Protocol):
     """An engine whose runs can be ended before they are done."""
 
-    def interrupt(self) -> None:
-        """End the runs that are under way, called from another thread; each raises a ``WorkerError``."""
+    def interrupt(self, thread: int) -> None:
+        """End the run that ``thread`` is in, by its ``threading.get_ident``: that raises a ``WorkerError``."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,8 +31,8 @@ class OnnxRuntimeEngine:
         self._session = session
         self._artifact = artifact
         self._version = version
-        self._running: set[Any] = set()
-        """Options of the runs that are under way."""
+        self._running: dict[int, Any] = {}
+        """Options of the run that each thread is in."""
 
     @classmethod
     def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
@@ -88,7 +89,7 @@ class OnnxRuntimeEngine:
             return {}
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
-        self._running.add(options)
+        self._running[threading.get_ident()] = options
         try:
             answers = self._session.run(wanted, dict(inputs), options)
         except _library_errors() as error:
@@ -96,12 +97,12 @@ class OnnxRuntimeEngine:
             of_these = _KERNEL_REFUSED in str(error) and not options.terminate
             raise refusal("ONNX Runtime", reason, of_these_tensors=of_these) from error
         finally:
-            self._running.discard(options)
+            del self._running[threading.get_ident()]
         return dict(zip(wanted, answers, strict=True))
 
-    def interrupt(self) -> None:
+    def interrupt(self, thread: int) -> None:
         """See :class:`mlos.engines.InterruptibleEngine`; the library looks between two nodes of the graph."""
-        for options in tuple(self._running):
+        if (options := self._running.get(thread)) is not None:
             options.terminate = True
 
     @property

@@ -91,7 +91,14 @@ class OpenVinoEngine:
 
     @classmethod
     def compiled(
-        cls, folder: Path, artifact: Artifact, threads: int, *, precision: str, cache: Path | None
+        cls,
+        folder: Path,
+        artifact: Artifact,
+        threads: int,
+        *,
+        precision: str,
+        cache: Path | None,
+        streams: int = 1,
     ) -> Self:
         """See :class:`mlos.engines.CompilingEngine`; it raises what :meth:`open` does."""
         openvino = _openvino()
@@ -107,8 +114,8 @@ class OpenVinoEngine:
         settings = {
             # Unless it is told, it takes bf16 where the processor has it.
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads * streams,
+            "NUM_STREAMS": streams,
             "PERFORMANCE_HINT": "LATENCY",
             # Two models that are pinned to the same cores would wait for each other.
             "ENABLE_CPU_PINNING": False,

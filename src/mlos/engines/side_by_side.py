@@ -63,11 +63,11 @@ class SideBySide:
                 answers |= self._parts[name].run({spec.name: inputs[spec.name] for spec in part.inputs}, own)
         return {each: answers[each] for each in wanted}
 
-    def interrupt(self) -> None:
+    def interrupt(self, thread: int) -> None:
         """See :class:`mlos.engines.InterruptibleEngine`; a part that cannot be interrupted goes on."""
         for part in self._parts.values():
             if interruptible(part):
-                part.interrupt()
+                part.interrupt(thread)
 
 
 def asked_of(artifact: Artifact, inputs: Collection[str], outputs: Sequence[str] | None) -> Artifact:

@@ -43,6 +43,15 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
+def streamed(candidate: Candidate, artifact: Artifact) -> Iterator[Candidate]:
+    """The same with its threads shared by several runs at once, where one file is computed in single runs."""
+    if artifact.format == "onnx" and not artifact.parts:
+        streams = candidate.threads
+        while streams > 1:
+            yield candidate.model_copy(update={"streams": streams})
+            streams //= 2
+
+
 def _usable(artifact: Artifact) -> list[str]:
     """The engines that open it and whose library is installed."""
     return [name for name, _ in _installed(artifact)]

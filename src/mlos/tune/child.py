@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,19 @@ class Side(msgspec.Struct, frozen=True):
     engine: str
     precision: str
     threads: int
+    streams: int = 1
     cache: str | None = None
 
     def open(self) -> Engine:
-        """The opened engine."""
+        """The opened engine; with several streams, as it is for several runs at once."""
         return open_model(
             Path(self.folder),
             Manifest.model_validate(self.manifest).artifact,
-            self.threads,
+            max(1, self.threads // self.streams),
             engine=self.engine,
             precision=self.precision,
             cache=None if self.cache is None else Path(self.cache),
+            streams=self.streams,
         )
 
 
@@ -71,17 +75,25 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     reference = order.reference.open()
     cases = {case.name: (case, proof.asked[case.name][1]) for case in proof.golden.cases}
     shapes = shapes_of(manifest, cases)
+    runs = order.candidate.streams
     found: list[Group] = []
-    for group in groups(
-        {shape.name: _runner(reference, shape.inputs, shape.outputs) for shape in shapes},
-        {shape.name: _runner(candidate, shape.inputs, shape.outputs) for shape in shapes},
-        order.pairs,
-        order.seed,
-    ):
-        found.append(group)
-        emit({"timed": 1})
-        if len(found) == LEAST_GROUPS and _hopeless(found):
-            break
+    with ThreadPoolExecutor(runs) as threads:
+        for group in groups(
+            {
+                shape.name: _in_a_row(partial(reference.run, shape.inputs, shape.outputs), runs)
+                for shape in shapes
+            },
+            {
+                shape.name: _at_once(partial(candidate.run, shape.inputs, shape.outputs), runs, threads)
+                for shape in shapes
+            },
+            order.pairs,
+            order.seed,
+        ):
+            found.append(group)
+            emit({"timed": 1})
+            if len(found) == LEAST_GROUPS and _hopeless(found):
+                break
     return {
         "measures": [measure.model_dump(mode="json") for measure in measures],
         "groups": [group.model_dump(mode="json") for group in found],
@@ -91,8 +103,14 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     }
 
 
-def _runner(engine: Engine, inputs: Mapping[str, Any], outputs: tuple[str, ...]) -> Run:
-    return lambda: engine.run(inputs, outputs)
+def _in_a_row(run: Run, times: int) -> Run:
+    return run if times == 1 else lambda: [run() for _ in range(times)]
+
+
+def _at_once(run: Run, times: int, threads: Executor) -> Run:
+    return (
+        run if times == 1 else lambda: [each.result() for each in [threads.submit(run) for _ in range(times)]]
+    )
 
 
 def _hopeless(found: Sequence[Group]) -> bool:

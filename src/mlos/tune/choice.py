@@ -63,7 +63,13 @@ def chosen(
             tuning, own if precision == "fp32" else precision, known, threads if fixed_threads else None
         )
         if found is not None:
-            return Choice(found.candidate, _reason(tuning, found, precision), found.batching)
+            reason, several = _reason(tuning, found, precision), _streamed(tuning, found.candidate)
+            if several is None:
+                return Choice(found.candidate, reason, found.batching)
+            together = (
+                f"{several.candidate.streams} runs at once take {several.ratio} of the time of as many in a row"
+            )
+            return Choice(several.candidate, f"{reason}; {together}", several.batching)
     why = stale or (
         f"not tuned on this host (axon tune {package.name})"
         if tuning is None
@@ -80,6 +86,7 @@ def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads:
         trial
         for trial in tuning.trials
         if trial.passed
+        and trial.candidate.streams == 1
         and trial.candidate.digest in known
         and precision in ("auto", trial.candidate.precision)
         and threads in (None, trial.candidate.threads)
@@ -89,6 +96,19 @@ def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads:
     if taken:
         return min(taken, key=lambda trial: trial.ratio.ratio if trial.ratio is not None else 1.0)
     return tuning.default if tuning.default in usable else None
+
+
+def _streamed(tuning: Tuning, best: Candidate) -> Trial | None:
+    """In how many streams ``best`` computes most, if in more than one."""
+    several = [
+        (trial.ratio.ratio, number, trial)
+        for number, trial in enumerate(tuning.trials)
+        if trial.verdict == "faster"
+        and trial.ratio is not None
+        and trial.candidate.streams > 1
+        and trial.candidate.model_copy(update={"streams": 1}) == best
+    ]
+    return min(several)[-1] if several else None
 
 
 def _reason(tuning: Tuning, trial: Trial, precision: Precision) -> str:

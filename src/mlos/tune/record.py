@@ -27,15 +27,22 @@ class _Frozen(BaseModel):
 
 
 class Candidate(_Frozen):
-    """One way to compute a model: which package (its own or a variant's), engine, precision, threads."""
+    """One way to compute a model: which package (its own or a variant's), engine, precision, threads.
+
+    With several ``streams`` a run that is alone has all ``threads``, and so many at once share them.
+    """
 
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     engine: str
     precision: str
     threads: int = Field(ge=1)
+    streams: int = Field(default=1, ge=1)
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        at_once = f", {self.streams} streams" if self.streams > 1 else ""
+        return (
+            f"{self.engine} {self.precision}, {self.threads} thread{'s' if self.threads > 1 else ''}{at_once}"
+        )
 
 
 class Batching(_Frozen):
@@ -57,7 +64,8 @@ class Trial(_Frozen):
     tolerance: str
     parity: tuple[ParityMeasure, ...] = ()
     ratio: Ratio | None = None
-    """Over all shapes, against the default timed in alternation."""
+    """Over all shapes, against the default timed in alternation. With several streams: of the time of as many
+    runs at once over that of as many in a row, by what is chosen for a run that is alone."""
     seconds: dict[str, tuple[float, ...]] = {}
     reference_seconds: dict[str, tuple[float, ...]] = {}
     together: dict[str, Ratio] = {}

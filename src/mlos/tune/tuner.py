@@ -7,6 +7,7 @@ the same rule then says how much chance makes of nothing.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
@@ -30,7 +31,7 @@ from mlos.parity import tolerance_of
 from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tune import paired
-from mlos.tune.candidates import candidates
+from mlos.tune.candidates import candidates, streamed
 from mlos.tune.child import GIVE_UP, Order, Side
 from mlos.tune.choice import Precision, chosen
 from mlos.tune.paired import Group, Ratio, ratio_of, ratio_of_logs
@@ -94,12 +95,14 @@ def tune(
             got=f"a {package.manifest.source_format} file",
         )
     store = Store(settings.store)
-    forms = {each.digest: each for each in (package, *variants_of(store, package))}
-    asked = candidates(package, list(forms.values())[1:], precision, threads)
-    trials: list[Trial] = []
-    for candidate in asked:
+    variants = variants_of(store, package)
+    forms = {each.digest: each for each in (package, *variants)}
+
+    def tried(candidate: Candidate, reference: Candidate) -> Trial:
         with console.step(f"{candidate}", total=pairs, unit="groups") as step:
-            trials.append(_try(candidate, asked[0], forms, pairs, seed, lambda: step.advance(1)))
+            return _try(candidate, reference, package, forms, pairs, seed, lambda: step.advance(1))
+
+    asked = candidates(package, variants, precision, threads)
     versions = installed()
     tuning = Tuning(
         model=package.name,
@@ -110,41 +113,54 @@ def tune(
         engines={name: versions[name] for name in sorted({each.engine for each in asked}) if name in versions},
         host=record(),
         seed=seed,
-        trials=tuple(trials),
+        trials=tuple(tried(candidate, asked[0]) for candidate in asked),
     )
-    try:
-        best = chosen(
-            package, list(forms.values())[1:], tuning, precision, threads=threads, fixed_threads=False
-        ).candidate
-    except RefusedError:  # no candidate of this class passed: the record says so
-        return tuning
-    with console.step(f"keep {best}"):
-        _keep(best, forms[best.digest], settings.home, tuning.host.id)
+    for best in _bests(package, variants, tuning, precision, threads):
+        several = [tried(each, best) for each in streamed(best, forms[best.digest].manifest.artifact)]
+        tuning = tuning.model_copy(update={"trials": (*tuning.trials, *several)})
+    for best in _bests(package, variants, tuning, precision, threads):
+        with console.step(f"keep {best}"):
+            for each in dict.fromkeys((best.model_copy(update={"streams": 1}), best)):
+                _keep(each, forms[best.digest], settings.home, tuning.host.id)
     return tuning
+
+
+def _bests(
+    package: Package, variants: list[Package], tuning: Tuning, precision: Precision, threads: int
+) -> list[Candidate]:
+    """What a server would take: equal to the framework, and in the precision that was asked for."""
+    found = []
+    classes: tuple[Precision, ...] = ("fp32", precision)
+    for each in dict.fromkeys(classes):
+        with contextlib.suppress(RefusedError):  # no candidate of this class passed: the record says so
+            choice = chosen(package, variants, tuning, each, threads=threads, fixed_threads=False)
+            found.append(choice.candidate)
+    return list(dict.fromkeys(found))
 
 
 def _try(
     candidate: Candidate,
-    default: Candidate,
+    reference: Candidate,
+    original: Package,
     forms: dict[str, Package],
     pairs: int,
     seed: int,
     timed: Any,
 ) -> Trial:
-    package, original = forms[candidate.digest], forms[default.digest]
+    package, other = forms[candidate.digest], forms[reference.digest]
     row = tolerance_of(
         package.manifest.artifact.model_copy(update={"precision": candidate.precision}), _row(original)
     ).name
     order = Order(
         candidate=_side(candidate, package),
         tolerance=row,
-        reference=_side(default, original),
+        reference=_side(reference, other),
         pairs=pairs,
         seed=seed,
     )
-    size = package.manifest.size + original.manifest.size
+    size = package.manifest.size + other.manifest.size
     policy = Policy(
-        read=tuple({package.folder, original.folder}),
+        read=tuple({package.folder, other.folder}),
         # Weights three times (as they are, and packed for two sets of outputs), the record, the libraries.
         memory_bytes=6 * size + 6 * _GIB,
         file_bytes=0,
@@ -162,12 +178,12 @@ def _try(
     except ValidationError as error:
         raise WorkerError(f"the answer of {_CHILD} is malformed: {error.errors()[0]['msg']}") from error
     except MlosError as error:
-        if candidate == default:
+        if candidate == reference:
             raise
         why = "failed parity" if isinstance(error, ParityError) else "could not be computed"
         return Trial(candidate=candidate, verdict="refused", reason=f"{why}: {error.message}", tolerance=row)
     ratio = ratio_of(found.groups)
-    verdict, reason = _judge(candidate == default, ratio, len(found.groups) < pairs)
+    verdict, reason = _judge(candidate, reference, ratio, len(found.groups) < pairs)
     shapes = [
         _Shape(name=name, single=single, batch=batch, length=length)
         for name, single, batch, length in found.shapes
@@ -188,12 +204,13 @@ def _try(
     )
 
 
-def _judge(is_default: bool, ratio: Ratio, given_up: bool) -> tuple[Any, str]:
-    against = f"{ratio} of the default's time, noise floor {ratio.floor:.1%}"
-    if is_default:
+def _judge(candidate: Candidate, reference: Candidate, ratio: Ratio, given_up: bool) -> tuple[Any, str]:
+    whose = "the default's time" if candidate.streams == 1 else f"the time of runs in a row by {reference}"
+    against = f"{ratio} of {whose}, noise floor {ratio.floor:.1%}"
+    if candidate == reference:
         return "default", f"the default against itself: {against}"
     if given_up:
-        return "given up", f"at least {GIVE_UP:g} times the default's time in each of {ratio.n} groups"
+        return "given up", f"at least {GIVE_UP:g} times {whose} in each of {ratio.n} groups"
     if ratio.faster:
         return "faster", against
     return ("slower" if ratio.slower else "no difference found"), against
@@ -270,5 +287,6 @@ def _side(candidate: Candidate, package: Package, cache: Path | None = None) -> 
         engine=candidate.engine,
         precision=candidate.precision,
         threads=candidate.threads,
+        streams=candidate.streams,
         cache=None if cache is None else str(cache.absolute()),
     )

@@ -79,7 +79,7 @@ def _data(tuning: Tuning, choice: Choice, *, recorded: bool) -> dict[str, Any]:
 
 
 def _text(tuning: Tuning, choice: Choice) -> RenderableType:
-    table = Table("candidate", "largest error", "time / default [95 %]", "floor", "verdict")
+    table = Table("candidate", "largest error", "time ratio [95 %]", "floor", "verdict")
     for trial in tuning.trials:
         ratio = trial.ratio
         table.add_row(
@@ -89,7 +89,8 @@ def _text(tuning: Tuning, choice: Choice) -> RenderableType:
             Text("" if ratio is None else f"{ratio.floor:.1%}"),
             Text(trial.verdict if trial.passed else trial.reason),
         )
-    lines = [Text(f"chosen: {choice.candidate}"), Text(choice.reason)]
+    lines = [Text("time ratio: over the default's; of streams, over that of as many runs in a row")]
+    lines += [Text(f"chosen: {choice.candidate}"), Text(choice.reason)]
     lines.append(Text(_batching(tuning, choice)))
     return Group(table, *lines)
 

@@ -85,6 +85,7 @@ def _served(replica: Replica) -> dict[str, Any]:
         "engine_version": report.engine_version if report is not None else None,
         "precision": candidate.precision,
         "threads": candidate.threads,
+        "streams": candidate.streams,
         "batch": batching.most if batching is not None else 1,
         "chosen": served.choice.reason,
     }
