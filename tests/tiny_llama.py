@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import itertools
 import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from tests.small import seed
 
 from mlos.catalogue import catalogue
 from mlos.engines import LanguageModel, Sampling
-from mlos.model import Artifact, Manifest
+from mlos.model import Artifact, FileEntry, Manifest
 from mlos.parity import GoldenRecord
+from mlos.store import InstallRecord, Package, Store
 
 
 def alone(engine: LanguageModel, prompt: list[int], count: int, sampling: Sampling | None = None) -> list[int]:
@@ -64,6 +67,19 @@ class TinyLlama:
             golden="golden",
             files=(),
         )
+
+    def install(self, store: Store, precision: str = "Q4_K_M") -> Package:
+        """It in this precision as a package of ``store``, unproved."""
+        artifact = self.artifacts[precision]
+        assert artifact.path is not None
+        data = (self.folder / artifact.path).read_bytes()
+        entry = FileEntry(
+            path=artifact.path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role="weights"
+        )
+        manifest = self.manifest(artifact).model_copy(update={"golden": None, "files": (entry,)})
+        with store.staging() as staging:
+            (staging.folder / artifact.path).write_bytes(data)
+            return store.commit(staging, manifest, InstallRecord(installed_at=datetime.now(UTC), axon="0"))
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,7 @@ from mlos.errors import (
     UnavailableError,
     WorkerError,
 )
-from mlos.model import FileEntry
-from mlos.store import InstallRecord, Package, Store
+from mlos.store import Package, Store
 from mlos.tasks import LanguageTask, Tasks, tasks_of
 
 GONE = UnavailableError("the worker is gone")
@@ -314,20 +312,7 @@ def test_what_is_no_generation_waits_until_nothing_is_written(run: Run, prompts:
 @pytest.fixture
 def package(llama: TinyLlama, store: Store) -> Package:
     """The small language model, installed."""
-    artifact = llama.artifacts["Q4_K_M"]
-    assert artifact.path is not None
-    data = (llama.folder / artifact.path).read_bytes()
-    entry = FileEntry(
-        path=artifact.path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role="weights"
-    )
-    manifest = llama.manifest(artifact).model_copy(update={"golden": None, "files": (entry,)})
-    with store.staging() as staging:
-        (staging.folder / artifact.path).write_bytes(data)
-        return store.commit(
-            staging,
-            manifest,
-            InstallRecord.model_validate({"installed_at": "2026-01-01T00:00:00Z", "axon": "0"}),
-        )
+    return llama.install(store)
 
 
 @pytest.mark.parametrize("sequences", [8, 1])
