@@ -233,6 +233,13 @@ def test_a_token_that_there_is_not_is_a_400(served: Served, number: int) -> None
         assert answer.status == 400, answer.body
 
 
+@pytest.mark.parametrize("depth", [70, 400, 600, 900, 5000, 100_000])
+def test_what_is_nested_too_deeply_is_a_400_at_every_depth(served: Served, depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for answer in (*(served.write(way, '"a"', f'"stop": {nested}') for way in WAYS), *served.embed(nested)):
+        assert answer.status == 400, answer.body
+
+
 def test_poison_beside_good_requests_costs_them_nothing(served: Served) -> None:
     poison = [
         *((LLAMA, {"prompt": text}) for text in ("</s>", "a " * 4000)),

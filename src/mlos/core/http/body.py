@@ -126,12 +126,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
             "the body is not UTF-8", field="body", expected="JSON in UTF-8", got=str(error)
         ) from error
     except RecursionError as error:
-        raise InvalidInputError(
-            "the body is nested too deeply",
-            field="body",
-            expected="lists as deep as a tensor",
-            got="far deeper",
-        ) from error
+        raise too_deep() from error
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -144,6 +139,13 @@ def convert(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _not_a_request(str(error), kind) from error
+
+
+def too_deep() -> InvalidInputError:
+    """The error of a body with lists or objects in one another that Python cannot follow."""
+    return InvalidInputError(
+        "the body is nested too deeply", field="body", expected="lists as deep as a tensor", got="far deeper"
+    )
 
 
 def _too_large(got: str, limit: int) -> PayloadTooLargeError:

@@ -101,7 +101,11 @@ class OpenAI:
             silence=self._silence,
             deadline=asyncio.get_running_loop().time() + self._plane.timeout,
         )
-        return body.convert(_without_nulls(body.decode(_ANYTHING, data)), kind)
+        asked = body.decode(_ANYTHING, data)
+        try:
+            return body.convert(_without_nulls(asked), kind)
+        except RecursionError as error:  # what the decoder can still follow may be too deep for Python
+            raise body.too_deep() from error
 
 
 async def _answered(answering: Awaitable[Response], fields: dict[str, str] | None = None) -> Response:
