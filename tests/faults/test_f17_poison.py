@@ -240,6 +240,12 @@ def test_what_is_nested_too_deeply_is_a_400_at_every_depth(served: Served, depth
         assert answer.status == 400, answer.body
 
 
+def test_more_inputs_than_any_model_has_are_refused_before_they_are_compared(served: Served) -> None:
+    inputs = [{"name": str(number), "shape": [], "datatype": "INT8", "data": [1]} for number in range(20_000)]
+    answer = served.post(f"/v2/models/{BERT}/infer", {"inputs": inputs})
+    assert (answer.status, field(answer)) == (400, "inputs"), answer.body
+
+
 def test_poison_beside_good_requests_costs_them_nothing(served: Served) -> None:
     poison = [
         *((LLAMA, {"prompt": text}) for text in ("</s>", "a " * 4000)),

@@ -31,6 +31,7 @@ WORDS = ("text", "prompt", "texts", *FILES)
 """Names of inputs that hold what a person has. A ``text``, ``image`` or ``audio`` of several is V1's plural."""
 _PLURALS = {"text": "texts", "image": "images", "audio": "audios"}
 _OWN_PARAMETERS = ("timeout", "priority", "binary_data_output")
+_MOST_INPUTS = 1024
 _USUAL_PRIORITY = 2
 _MOST_PRIORITY = 2**32
 
@@ -88,6 +89,13 @@ def ask_of(call: Call, manifest: Manifest) -> Ask:
         InvalidInputError: naming the input, output or parameter that is not what it should be.
     """
     names = [given.name for given in call.inputs]
+    if len(names) > _MOST_INPUTS:  # before each is compared with all
+        raise InvalidInputError(
+            f"a request of {len(names)} inputs",
+            field="inputs",
+            expected=f"at most {_MOST_INPUTS} inputs",
+            got=f"{len(names)} inputs",
+        )
     for name in names:
         if names.count(name) > 1:
             raise wrong(name, "once", f"{names.count(name)} times")
