@@ -246,6 +246,16 @@ def test_more_inputs_than_any_model_has_are_refused_before_they_are_compared(ser
     assert (answer.status, field(answer)) == (400, "inputs"), answer.body
 
 
+@pytest.mark.parametrize("shape", [[10**9, 0], [0, 10**9], [0, 2**62]], ids=str)
+def test_an_empty_tensor_is_not_as_wide_as_it_likes(served: Served, shape: list[int]) -> None:
+    for model, names in ((LLAMA, []), (BERT, ["attention_mask", "token_type_ids"])):
+        inputs = [
+            {"name": name, "shape": shape, "datatype": "INT64", "data": []} for name in ("input_ids", *names)
+        ]
+        answer = served.post(f"/v2/models/{model}/infer", {"inputs": inputs})
+        assert (answer.status, field(answer)) == (400, "inputs.input_ids"), answer.body
+
+
 def test_poison_beside_good_requests_costs_them_nothing(served: Served) -> None:
     poison = [
         *((LLAMA, {"prompt": text}) for text in ("</s>", "a " * 4000)),

@@ -26,6 +26,8 @@ BFLOAT, BYTES = "BF16", "BYTES"
 """Element types of the protocol that no engine has: half a float, and a string."""
 DATATYPES = (*get_args(DType), BFLOAT, BYTES)
 MAX_AXES = 32
+MOST_BESIDE_NONE = 1 << 22
+"""An axis of none makes a tensor of no bytes: so many elements may its other axes make."""
 _LENGTH = struct.Struct("<I")
 _DTYPES = {
     name: TensorSpec(name=name, dtype=name, shape=()).numpy_dtype.newbyteorder("<") for name in get_args(DType)
@@ -42,7 +44,12 @@ def check_form(name: str, datatype: str, shape: Sequence[int]) -> int:
         raise wrong(name, ", ".join(DATATYPES), f"the datatype {datatype[:100]!r}")
     if len(shape) > MAX_AXES or any(axis < 0 for axis in shape):
         raise wrong(name, f"a shape of at most {MAX_AXES} axes from 0", f"shape {list(shape)!s:.200}")
-    return math.prod(shape)
+    elements = math.prod(shape)
+    # An engine makes tensors of its own by each axis; no body is too large for an empty one of any shape.
+    if not elements and math.prod(filter(None, shape)) > MOST_BESIDE_NONE:
+        expected = f"axes beside the empty ones of at most {MOST_BESIDE_NONE} elements"
+        raise wrong(name, expected, f"shape {list(shape)!s:.200}")
+    return elements
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], data: memoryview | bytes) -> NDArray[Any]:
