@@ -256,6 +256,19 @@ def test_an_empty_tensor_is_not_as_wide_as_it_likes(served: Served, shape: list[
         assert (answer.status, field(answer)) == (400, "inputs.input_ids"), answer.body
 
 
+def test_more_texts_than_tokens_are_taken_are_refused_before_they_are_tokenised(served: Served) -> None:
+    texts = [""] * 16_385
+    given = {"name": "texts", "shape": [len(texts)], "datatype": "BYTES", "data": texts}
+    for path, body, named in (
+        (f"/v1/models/{BERT}/inference", {"texts": texts}, "texts"),
+        (f"/v2/models/{BERT}/infer", {"inputs": [given]}, "texts"),
+        ("/v1/embeddings", {"model": BERT, "input": texts}, "input"),
+    ):
+        answer = served.post(path, body)
+        assert (answer.status, field(answer)) == (413, named), answer.body
+        assert "16384 texts" in answer.body.decode()
+
+
 def test_poison_beside_good_requests_costs_them_nothing(served: Served) -> None:
     poison = [
         *((LLAMA, {"prompt": text}) for text in ("</s>", "a " * 4000)),

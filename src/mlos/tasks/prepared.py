@@ -32,6 +32,10 @@ Known: TypeAlias = Mapping[str, tuple[str, Callable[[Any], bool]]]
 """Parameters that a task knows: name to what is expected of its value, in words and as a test."""
 
 
+MOST_TEXTS = 16_384
+"""Of one request: an empty text has no bytes, and is work all the same."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How large a request may be, by what its content costs; see the settings of the same names."""
 
@@ -128,8 +132,8 @@ def texts_of(
 
     Raises:
         InvalidInputError: if it holds something else, no text at all, or characters that UTF-8 cannot carry.
-        PayloadTooLargeError: if all texts together are over ``max_bytes`` of UTF-8; tokenising takes time and
-            memory in proportion.
+        PayloadTooLargeError: if there are more than :data:`MOST_TEXTS`, or all together are over ``max_bytes``
+            of UTF-8; tokenising takes time and memory in proportion.
     """
     kind = subject_among(request, task, *taken)
     held = getattr(request, kind)
@@ -143,12 +147,20 @@ def texts_of(
 
 
 def check_texts(texts: list[str], kind: str, max_bytes: int) -> None:
-    """Check that the texts of the field ``kind`` are Unicode and not too long, all together.
+    """Check that the texts of the field ``kind`` are Unicode, not too many and not too long, all together.
 
     Raises:
         InvalidInputError: if one has characters that UTF-8 cannot carry.
-        PayloadTooLargeError: if they are over ``max_bytes``.
+        PayloadTooLargeError: if they are over :data:`MOST_TEXTS` or ``max_bytes``.
     """
+    if len(texts) > MOST_TEXTS:
+        raise PayloadTooLargeError(
+            f"{kind}: {len(texts)} texts are over the limit of {MOST_TEXTS}",
+            field=kind,
+            expected=f"at most {MOST_TEXTS} texts",
+            got=f"{len(texts)} texts",
+            hint="send fewer texts at a time",
+        )
     try:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
