@@ -269,6 +269,13 @@ def test_more_texts_than_tokens_are_taken_are_refused_before_they_are_tokenised(
         assert "16384 texts" in answer.body.decode()
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 2**64), ("top_k", -(2**70)), ("n_best", 10**30)])
+def test_a_number_that_no_message_carries_is_named_too(served: Served, name: str, value: int) -> None:
+    for way in WAYS:
+        answer = served.write(way, '"The ship"', f'"{name}": {value}')
+        assert (answer.status, field(answer)) == (400, name), answer.body
+
+
 def test_poison_beside_good_requests_costs_them_nothing(served: Served) -> None:
     poison = [
         *((LLAMA, {"prompt": text}) for text in ("</s>", "a " * 4000)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from mlos.core.metrics import MODE, Metrics
 from mlos.core.replica import Replica
 from mlos.core.supervisor import Supervisor
 from mlos.core.worker_protocol import Answer, Ask, Tensor
-from mlos.errors import MlosError, UnavailableError, WorkerError
+from mlos.errors import InvalidInputError, MlosError, UnavailableError, WorkerError
 from mlos.model import InferenceRequest
 
 CLIENT_LEFT = 499
@@ -103,6 +103,7 @@ class DataPlane:
             NotFoundError: there is no such model.
             UnavailableError: draining, full, or restarting again and again; says when to come back.
             DeadlineError: the deadline passed, in the queue or in the worker.
+            InvalidInputError: a parameter is a number of more than 64 bits.
             MlosError: what the model's task or engine raised.
         """
         with self._counting() as counted:
@@ -195,6 +196,7 @@ class DataPlane:
         urgency: Urgency,
     ) -> Ticket:
         ask = request if isinstance(request, Ask) else Ask(request)
+        _check_width(ask.request.parameters)
         deadline = arrived + min(urgency.timeout, self.timeout)
         return replica.channel.submit(ask, deadline=deadline, priority=urgency.priority)
 
@@ -244,3 +246,15 @@ class DataPlane:
             tokens=answer.tokens,
             tensors=answer.tensors,
         )
+
+
+def _check_width(parameters: Mapping[str, Any]) -> None:
+    """Refuse a number that no message to a worker can carry, here where its name is known."""
+    for name, value in parameters.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise InvalidInputError(
+                f"parameter {name!r}: a whole number of {value.bit_length()} bits",
+                field=f"parameters.{name}",
+                expected="a whole number of at most 64 bits",
+                got=f"{value!r:.100}",
+            )
