@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mlos.engines import compiles, default_engine, engines_for
-from mlos.errors import MissingExtraError
+from mlos.errors import MissingExtraError, RefusedError
 from mlos.model import Artifact
 from mlos.store import Package
 from mlos.tune.choice import OWN, Precision
 from mlos.tune.record import Candidate
+
+
+def require_golden(package: Package) -> None:
+    """See to it that another way of computing ``package`` could be proved.
+
+    Raises:
+        RefusedError: if the package has no golden record.
+    """
+    if package.manifest.golden is None:
+        raise RefusedError(
+            f"{package.name} is served as it came: without a golden record nothing could prove another engine",
+            field="golden",
+            expected="a model that was converted from its framework's weights",
+            got=f"a {package.manifest.source_format} file",
+        )
 
 
 def candidates(

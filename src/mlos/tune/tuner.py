@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import secrets
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -31,13 +32,15 @@ from mlos.parity import tolerance_of
 from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tune import paired
-from mlos.tune.candidates import candidates, streamed
+from mlos.tune.candidates import candidates, require_golden, streamed
 from mlos.tune.child import GIVE_UP, Order, Side
 from mlos.tune.choice import Precision, chosen
 from mlos.tune.paired import Group, Ratio, ratio_of, ratio_of_logs
-from mlos.tune.record import Batching, Candidate, Trial, Tuning, compiled_folder
+from mlos.tune.record import Batching, Candidate, Trial, Tuning, compiled_folder, save
 from mlos.tune.shapes import BATCH
 
+PAIRS = 10
+"""Groups of four blocks per candidate, where nobody asks for another number."""
 _CHILD = "mlos.tune.child"
 _TIMEOUT = 3600.0
 _GIB = 1 << 30
@@ -69,6 +72,30 @@ def variants_of(store: Store, package: Package) -> list[Package]:
     return [each for each in store.packages() if each.manifest.variant_of == package.digest]
 
 
+def tune_and_record(
+    package: Package,
+    precision: Precision,
+    settings: Settings,
+    console: Console,
+    *,
+    threads: int,
+    pairs: int = PAIRS,
+    dry_run: bool = False,
+) -> Tuning:
+    """Tune a package, which stays meanwhile, and record what was found; with ``dry_run`` nothing is recorded.
+
+    Raises:
+        NotFoundError: if the package has been removed.
+        MlosError: as :func:`tune` does.
+    """
+    with Store(settings.store).lease(package):
+        seed = secrets.randbelow(1 << 32)
+        tuning = tune(package, precision, settings, console, threads=threads, pairs=pairs, seed=seed)
+    if not dry_run:
+        save(settings.home, tuning)
+    return tuning
+
+
 def tune(
     package: Package,
     precision: Precision,
@@ -87,13 +114,7 @@ def tune(
         MlosError: if the default itself cannot be proved or timed.
     """
     paired.require()
-    if package.manifest.golden is None:
-        raise RefusedError(
-            f"{package.name} is served as it came: without a golden record nothing could prove another engine",
-            field="golden",
-            expected="a model that was converted from its framework's weights",
-            got=f"a {package.manifest.source_format} file",
-        )
+    require_golden(package)
     store = Store(settings.store)
     variants = variants_of(store, package)
     forms = {each.digest: each for each in (package, *variants)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 import typer
@@ -16,8 +15,8 @@ from mlos.host.environment import usable_cores
 from mlos.store import Store
 from mlos.tune.choice import PRECISIONS, Choice, Precision, chosen
 from mlos.tune.paired import LEAST_GROUPS
-from mlos.tune.record import Trial, Tuning, save
-from mlos.tune.tuner import tune, variants_of
+from mlos.tune.record import Trial, Tuning
+from mlos.tune.tuner import PAIRS, tune_and_record, variants_of
 
 
 def run(
@@ -28,7 +27,7 @@ def run(
     ] = "fp32",
     pairs: Annotated[
         int, typer.Option(min=LEAST_GROUPS, help="Groups of four blocks per candidate; 20 for a public claim.")
-    ] = 10,
+    ] = PAIRS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and record nothing.")] = False,
     output: OutputOption = None,
     progress: ProgressOption = None,
@@ -41,12 +40,7 @@ def run(
     wanted, current = _known(precision), settings()
     store = Store(current.store)
     package, threads = store.find(model), current.threads or usable_cores()
-    with store.lease(package):
-        tuning = tune(
-            package, wanted, current, console, threads=threads, pairs=pairs, seed=secrets.randbelow(1 << 32)
-        )
-    if not dry_run:
-        save(current.home, tuning)
+    tuning = tune_and_record(package, wanted, current, console, threads=threads, pairs=pairs, dry_run=dry_run)
     variants = variants_of(store, package)
     choice = chosen(package, variants, tuning, wanted, threads=threads, fixed_threads=False)
     console.result(
