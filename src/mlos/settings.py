@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         description="Precision that models packaged in fp32 are served in: fp32 stays equal to the framework, "
         "auto takes the fastest that was tuned and proved, the others force one.",
     )
+    tune: Literal["never", "first-load"] = Field(
+        default="never",
+        description="When mlos_core tunes: first-load tunes a model that has no record on this host before its "
+        "first worker starts, while its requests wait; never leaves it to axon tune.",
+    )
     sequences: int = Field(
         default=8,
         ge=1,

@@ -16,6 +16,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "replicas": ("2", 2),
     "batch_wait_ms": ("2.5", 2.5),
     "precision": ("auto", "auto"),
+    "tune": ("first-load", "first-load"),
     "sequences": ("4", 4),
     "request_timeout": ("1.5", 1.5),
     "read_timeout": ("4.5", 4.5),

@@ -63,11 +63,17 @@ def serve(
         str | None,
         typer.Option(help="fp32, or as tuned: auto, bf16, fp16, int8 (see axon tune). [default: fp32]"),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="never, or first-load: tune a model that has no record before it loads. [default: never]"
+        ),
+    ] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds from a request's arrival to its deadline. [default: 60]")
     ] = None,
     load_timeout: Annotated[
-        float | None, typer.Option(help="Seconds a model may take to load. [default: 300]")
+        float | None, typer.Option(help="Seconds a model may take to load, once tuned. [default: 300]")
     ] = None,
     max_body_bytes: Annotated[
         int | None, typer.Option(help="Largest request body. [default: 33554432]")
@@ -103,6 +109,7 @@ def serve(
         "replicas": replicas,
         "batch_wait_ms": batch_wait,
         "precision": precision,
+        "tune": tune,
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,
         "max_body_bytes": max_body_bytes,

@@ -21,6 +21,7 @@ from mlos.accel.userspace import UserspaceFront
 from mlos.core.chosen import Served
 from mlos.core.life import Life, Terms
 from mlos.core.log import fields
+from mlos.core.room import expected_bytes
 from mlos.core.statistics import Statistics
 from mlos.core.worker_protocol import Report
 from mlos.errors import MlosError, NoRoomError, UnavailableError
@@ -35,8 +36,6 @@ STABLE_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 _REST_SECONDS = 0.05
 _UNLOADED = "unloaded: it is not served until it is loaded"
-_BASE_BYTES, _BYTES_PER_BYTE = 96 << 20, 1.5
-"""What a worker takes without a model, and for each byte of its files: about what has been seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +99,7 @@ class Replica:
         self._store = store
         self._lives: asyncio.Task[None] | None = None
         self._halting: asyncio.Task[None] | None = None
+        self._tuning: asyncio.Task[None] | None = None
         self._readied = 0
         self._peak = 0
         """The most memory that one worker has had."""
@@ -165,10 +165,13 @@ class Replica:
     async def unload(self) -> None:
         """End the workers of a model that is out of service, once what was accepted is answered.
 
+        What is being tuned is not tuned any further: what waits for it is answered by the default engine.
+
         Raises:
             UnavailableError: it was loaded again before that.
         """
         while self.withdrawn and (self.channel.waiting or self.channel.claimed):
+            self._stop_tuning()
             await asyncio.sleep(_REST_SECONDS)
         if not self.withdrawn:
             raise UnavailableError(f"model {self.name} was loaded while it was unloaded")
@@ -233,8 +236,7 @@ class Replica:
         package = self.served_as.package if self.served_as is not None else self.package
         seen = max(self._peak, *(life.peak_bytes for life in self._lives_now()), 0)
         opened = 1 if self.served_as is None or self.served_as.choice.candidate.streams == 1 else 2
-        expected = _BASE_BYTES + int(_BYTES_PER_BYTE * package.manifest.size * opened)
-        return len(self._places) * (seen or expected)
+        return len(self._places) * (seen or expected_bytes(opened * package.manifest.size))
 
     def memory_bytes(self) -> int | None:
         """Resident memory of the workers together, while there is one."""
@@ -249,6 +251,8 @@ class Replica:
 
     async def _live(self) -> None:
         try:
+            if self.terms.chooser.tunes:
+                await self._tune()
             # In a thread: to know the host may take a second, in which others are to be answered.
             served = await asyncio.to_thread(self.terms.chooser.served, self.package)
             self.served_as = served
@@ -263,6 +267,30 @@ class Replica:
             self._fail(
                 MlosError(f"model {self.package.name} cannot be loaded: the server met a bug; see its log")
             )
+
+    async def _tune(self) -> None:
+        """See to a record before it is asked for; who stops that gets the model untuned."""
+        if self.withdrawn:
+            return
+        tuning = self._tuning = asyncio.create_task(self.terms.chooser.tune(self.package, self._explain))
+        try:
+            await asyncio.wait({tuning})
+        finally:
+            self._stop_tuning()
+            await asyncio.wait({tuning})
+            self._tuning = None
+        if not tuning.cancelled():
+            tuning.result()  # where it met a bug, that is raised
+        self._explain("loading")
+
+    def _stop_tuning(self) -> None:
+        """End what is being measured, once: its own end must not be cut short."""
+        if self._tuning is not None and not self._tuning.cancelling():
+            self._tuning.cancel()
+
+    def _explain(self, reason: str) -> None:
+        if self.state is State.LOADING:  # not when it is being ended
+            self.reason = reason
 
     async def _fill_all(self, served: Served) -> None:
         """See to a worker at every place; it ends when one of them brings the model down, with its reason."""
@@ -288,6 +316,7 @@ class Replica:
         """Wait until nothing waits and nothing is computed; who has found this replica gets to ask it first."""
         while True:
             await asyncio.sleep(_REST_SECONDS)
+            self._stop_tuning()
             if not self.channel.waiting and not self.channel.claimed:
                 return
 

@@ -18,7 +18,15 @@ from mlos.core.log import fields
 from mlos.errors import NoRoomError
 from mlos.host.cgroup import available_memory, usable_memory
 
+_BASE_BYTES, _BYTES_PER_BYTE = 96 << 20, 1.5
+"""What a worker takes without a model, and for each byte of its files: about what has been seen."""
+
 _log = logging.getLogger(__name__)
+
+
+def expected_bytes(size: int) -> int:
+    """Memory that a process with a model is thought to take whose files have ``size`` bytes."""
+    return _BASE_BYTES + int(_BYTES_PER_BYTE * size)
 
 
 class Tenant(Protocol):

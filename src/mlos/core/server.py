@@ -26,6 +26,7 @@ import uvloop
 from mlos.core.access import Gate
 from mlos.core.chosen import Chooser
 from mlos.core.dataplane import DataPlane
+from mlos.core.first_load import FirstLoad
 from mlos.core.http import application
 from mlos.core.http.protocol import LimitedProtocol
 from mlos.core.log import QueuedLog, fields
@@ -153,11 +154,15 @@ async def _serve(
     store, cores, threads = Store(settings.store), usable_cores(), settings.threads
     if settings.replicas > 1:  # each has its part of the cores, whatever a model alone was tuned to
         threads = threads or max(1, cores // settings.replicas)
+    room = Room(settings.memory_budget)
+    first_load = None
+    if settings.tune == "first-load":
+        first_load = FirstLoad(settings.home, settings.precision, threads or cores, room)
     terms = Terms(
         settings.load_timeout,
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
-        Chooser(settings.home, store, settings.precision, threads, cores),
-        Room(settings.memory_budget),
+        Chooser(settings.home, store, settings.precision, threads, cores, first_load),
+        room,
         settings.sequences,
         settings.replicas,
         settings.batch_wait_ms / 1e3,
@@ -179,6 +184,8 @@ async def _serve(
             os._exit(128 + signal.SIGTERM)  # the workers die with this process
         plane.draining = True
         _log.info("draining", extra=fields(in_flight=plane.in_flight))
+        if first_load is not None:
+            first_load.end()
         drained.set()
 
     loop = asyncio.get_running_loop()
@@ -200,6 +207,7 @@ async def _serve(
                 threads=threads or cores,
                 replicas=settings.replicas,
                 precision=settings.precision,
+                tune=settings.tune,
                 named=list(named),
             ),
         )

@@ -77,6 +77,10 @@ class Spawned:
         """How it ended, as :mod:`subprocess` tells it; None while it runs."""
         return self._ended.result() if self._ended.done() else None
 
+    def terminate(self) -> None:
+        """Ask it to end; nothing if it has ended."""
+        self._process.terminate()
+
     def kill(self) -> None:
         """End it now; nothing if it has ended."""
         self._process.kill()

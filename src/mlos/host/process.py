@@ -25,3 +25,12 @@ def peak_bytes(pid: int) -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def children_of(pid: int) -> tuple[int, ...]:
+    """The processes that the main thread of a process has started and that have not been reaped."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except OSError:
+        return ()
+    return tuple(map(int, text.split()))

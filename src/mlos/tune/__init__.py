@@ -2,7 +2,8 @@
 
 Candidates are timed against the default in alternation, each proved against the package's golden record by the
 row of its precision; what was measured is kept per host, beside the store. Whoever serves a model asks
-:func:`chosen` what to serve it with, and gets the reasons too. Nothing is measured while serving.
+:func:`chosen` what to serve it with, and gets the reasons too. Nothing is measured while serving, unless a
+server was told to tune what it loads first.
 """
 
 from mlos.tune.choice import Choice, Precision, chosen

@@ -38,11 +38,13 @@ def chosen(
     *,
     threads: int,
     fixed_threads: bool,
+    untunable: str | None = None,
 ) -> Choice:
     """What to serve ``package`` with, where ``precision`` is asked for.
 
     ``variants`` are the installed packages that are other forms of it. ``threads`` are those of the default;
-    with ``fixed_threads`` no candidate with another number is taken.
+    with ``fixed_threads`` no candidate with another number is taken. ``untunable`` says why whoever would have
+    tuned it could not.
 
     Raises:
         RefusedError: if a precision is forced in which the model was never proved; the hint holds the command.
@@ -56,8 +58,8 @@ def chosen(
     )
     if own != OWN:
         precision = "fp32"  # a package of another precision is asked for by its name: it has no other classes
-    stale = None if tuning is None else _stale(tuning)
-    if tuning is not None and stale is None:
+    doubted = doubt(package, tuning)
+    if tuning is not None and doubted is None:
         known = {package.digest: package, **{each.digest: each for each in variants}}
         found = _best(
             tuning, own if precision == "fp32" else precision, known, threads if fixed_threads else None
@@ -70,11 +72,9 @@ def chosen(
                 f"{several.candidate.streams} runs at once take {several.ratio} of the time of as many in a row"
             )
             return Choice(several.candidate, f"{reason}; {together}", several.batching)
-    why = stale or (
-        f"not tuned on this host (axon tune {package.name})"
-        if tuning is None
-        else f"the record holds nothing faster in {precision} with {threads} threads"
-    )
+    why = doubted or f"the record holds nothing faster in {precision} with {threads} threads"
+    if doubted is not None and untunable is not None:
+        why = f"{doubted}; its first load could not tune it: {untunable}"
     if precision in ("fp32", "auto"):
         return Choice(default, f"the default engine: {why}")
     return Choice(_variant(package, variants, precision, threads, why), f"the variant in {precision}: {why}")
@@ -126,8 +126,10 @@ def _reason(tuning: Tuning, trial: Trial, precision: Precision) -> str:
     )
 
 
-def _stale(tuning: Tuning) -> str | None:
-    """Why a record is not believed any more."""
+def doubt(package: Package, tuning: Tuning | None) -> str | None:
+    """Why no record of ``package`` is believed: there is none, or not any more. None where one is."""
+    if tuning is None:
+        return f"not tuned on this host (axon tune {package.name})"
     now = installed()
     for engine, version in tuning.engines.items():
         if now.get(engine) != version:
