@@ -98,6 +98,13 @@ def explained(server: Server, model: str) -> tuple[str, str]:
     return row["state"], row["reason"] or ""
 
 
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
 def measured(server: Server) -> tuple[int, ...]:
     """The process that tunes and its child that measures, as soon as there is one."""
     found: tuple[int, ...] = ()
@@ -107,10 +114,12 @@ def measured(server: Server) -> tuple[int, ...]:
         found = tuple(
             number
             for tuner in children_of(server.process.pid)
-            if b"mlos.core.tuning" in Path(f"/proc/{tuner}/cmdline").read_bytes()
-            for number in (tuner, *children_of(tuner))
+            if "mlos.core.tuning" in command(tuner)
+            for child in children_of(tuner)
+            if "tune" in command(child)  # it also asks others what this host is
+            for number in (tuner, child)
         )
-        return len(found) > 1
+        return bool(found)
 
     server.wait_for(measuring)
     return found
