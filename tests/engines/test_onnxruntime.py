@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,23 @@ def test_it_keeps_to_the_processor_and_its_threads_do_not_spin(folder: Path) -> 
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.get_session_config_entry("session.inter_op.allow_spinning") == "0"
+
+
+def test_the_library_leaves_no_identifier_of_this_host(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from tests.engines.onnx_graphs import ARTIFACT\n"
+        "from mlos.engines.onnxruntime import OnnxRuntimeEngine\n"
+        f"OnnxRuntimeEngine.open(Path({str(folder)!r}), ARTIFACT, 1)\n"
+        "time.sleep(0.5)  # it is written a little later\n"
+    )
+    places = {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", program], env=places, check=True, timeout=60)
+    assert list(home.iterdir()) == []
 
 
 def test_a_missing_library_is_named_with_its_command(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -43,11 +44,14 @@ class OnnxRuntimeEngine:
             RefusedError: if the file lies outside ``folder``, is not there, cannot be loaded, or takes and
                 gives other tensors than the artifact declares.
         """
+        # What is served here is nobody's business. Its import already writes an identifier into the temporary
+        # and the home folder; disable_telemetry_events() ends only what comes after.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnxruntime  # type: ignore[import-untyped]  # it ships no types
         except ImportError as error:
             raise MissingExtraError.of("onnxruntime", "running ONNX models") from error
-        onnxruntime.disable_telemetry_events()  # what is served here is nobody's business
+        onnxruntime.disable_telemetry_events()
         check_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -134,6 +134,7 @@ def environment(private: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
     }
     return {**kept, **own, **fixed}
 
