@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from tests.core import packages
 
@@ -54,31 +53,6 @@ def answers(model: Model, asked: list[Job], channel: Waiting | None = None) -> d
 def result(outcome: Answer | MlosError) -> Any:
     assert isinstance(outcome, Answer), outcome
     return msgspec.json.decode(outcome.result)
-
-
-def test_ten_thousand_requests_in_random_batches_each_get_their_own_answer(package: Package) -> None:
-    """A text is told from the others by which words it has how often; its embedding is their mean."""
-    embedder = model(package, most=8)
-    table = np.random.default_rng(1).normal(size=(len(packages.WORDS), packages.WIDTH)).astype(np.float32)
-    chance = np.random.default_rng(2)
-    asked, sizes = 0, set()
-    while asked < 10_000:
-        texts = [
-            [int(word) for word in chance.integers(2, len(packages.WORDS), size=int(chance.integers(1, 12)))]
-            for _ in range(int(chance.integers(1, 9)))
-        ]
-        asked += len(texts)
-        spelled = [{"text": " ".join(packages.WORDS[word] for word in text)} for text in texts]
-        found = answers(embedder, jobs(*spelled))
-        for number, text in enumerate(texts):
-            outcome = found[number]
-            assert isinstance(outcome, Answer)
-            sizes.add(outcome.batch)
-            mean = table[text].mean(axis=0)
-            np.testing.assert_allclose(
-                result(outcome)["embedding"], mean / np.linalg.norm(mean), atol=1e-5, rtol=1e-4
-            )
-    assert max(sizes) > 4
 
 
 def test_one_that_is_wrong_fails_alone(package: Package) -> None:
