@@ -206,7 +206,8 @@ class _Work:
         work = QDQQuantizer(
             copy.deepcopy(self.model),  # it is written to
             per_channel=True,
-            reduce_range=False,
+            # Seven bits: where the processor has no dot product of bytes, two products of eight saturate.
+            reduce_range=True,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=self.ranges,
