@@ -26,7 +26,7 @@ LEAST_GROUPS = 3
 """Fewer say nothing of an interval."""
 LEAST_EFFECT = 0.02
 """Below it nothing is called faster or slower, however narrow the interval."""
-_BLOCK_SECONDS = 0.03
+_BLOCK_SECONDS = 0.1
 _MOST_RUNS = 25
 _GAP_SECONDS = 0.005
 """Between two blocks, so that the threads of one side have gone to sleep when the other begins."""
