@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import time
@@ -116,7 +117,7 @@ def measured(server: Server) -> tuple[int, ...]:
             for tuner in children_of(server.process.pid)
             if "mlos.core.tuning" in command(tuner)
             for child in children_of(tuner)
-            if "tune" in command(child)  # it also asks others what this host is
+            if re.search(r"tune[./]child", command(child))  # it also asks others what this host is
             for number in (tuner, child)
         )
         return bool(found)

@@ -23,7 +23,7 @@ import msgspec
 
 from mlos.core.log import fields
 from mlos.core.room import Room, expected_bytes
-from mlos.core.spawned import Spawned
+from mlos.core.spawned import Spawned, lines
 from mlos.errors import MlosError, WorkerError
 from mlos.host.child import environment
 from mlos.host.process import children_of, resident_bytes
@@ -165,13 +165,7 @@ class _Measured:
 async def _listen(stream: asyncio.StreamReader, package: Package, tell: Tell) -> MlosError | None:
     """Pass on what is being measured, and what a library says; the error that it ended with, if it did."""
     error = None
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:  # a line without end: the stream has thrown it away
-            continue
-        if not line:
-            return error
+    async for line in lines(stream):
         match _parsed(line):
             case {"step": str(step)}:
                 tell(f"is being tuned on this host: {step}")
@@ -180,6 +174,7 @@ async def _listen(stream: asyncio.StreamReader, package: Package, tell: Tell) ->
             case _:
                 text = line.decode(errors="replace").rstrip()
                 _log.info(text, extra=fields(**_identity(package), source="tuning"))
+    return error
 
 
 def _parsed(line: bytes) -> Any:

@@ -23,7 +23,7 @@ from mlos.accel import FrontChannel
 from mlos.core.chosen import Chooser, Served
 from mlos.core.log import fields
 from mlos.core.room import Room
-from mlos.core.spawned import Spawned
+from mlos.core.spawned import Spawned, lines
 from mlos.core.worker_protocol import Orders, Report
 from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
 from mlos.host.child import environment
@@ -206,13 +206,7 @@ class Life:
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
         """Pass on what the worker writes to stderr."""
-        while True:
-            try:
-                text = await stream.readline()
-            except ValueError:  # a line without end: the stream has thrown it away
-                continue
-            if not text:
-                return
+        async for text in lines(stream):
             said = _COLOURS.sub("", text.decode(errors="replace").rstrip())
             self._tail.append(said)
             _log.info(said, extra=fields(**self.identity, source="worker"))

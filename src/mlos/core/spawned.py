@@ -13,8 +13,20 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Self
+
+
+async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """What a child writes, line by line, until it ends; a line beyond the limit is left out."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # too long: the stream has thrown it away
+            continue
+        if not line:
+            return
+        yield line
 
 
 class Spawned:
