@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         description="Precision that models packaged in fp32 are served in: fp32 stays equal to the framework, "
         "auto takes the fastest that was tuned and proved, the others force one.",
     )
+    spare_worker: bool = Field(
+        default=True,
+        description="Whether a process waits, started and without a model, to become the next worker: loads "
+        "and restarts are faster by its start, and it takes some 60 MB.",
+    )
     tune: Literal["never", "first-load"] = Field(
         default="never",
         description="When mlos_core tunes: first-load tunes a model that has no record on this host before its "

@@ -131,6 +131,8 @@ def environment(home: Path) -> dict[str, str]:
         "MLOS_CONFIG": str(home / "config.toml"),
         "MLOS_READ_TIMEOUT": "1",
         "MLOS_MAX_TEXT_BYTES": "9000",
+        # Hundreds of servers that live for a second, and tests that count processes: test_spare asks for it.
+        "MLOS_SPARE_WORKER": "0",
     }
 
 

@@ -19,9 +19,9 @@ ECHO = "import sys; print(sys.stdin.read()); print('said', file=sys.stderr); sys
 
 
 async def spawn(code: str, message: bytes = b"") -> Spawned:
-    return await Spawned.start(
-        (sys.executable, "-c", code), message=message, pass_fds=(), env=dict(os.environ), limit=1 << 16
-    )
+    child = await Spawned.start((sys.executable, "-c", code), env=dict(os.environ), limit=1 << 16)
+    child.tell(message)
+    return child
 
 
 def descriptors() -> int:
@@ -75,9 +75,7 @@ def test_a_program_that_is_not_there_is_an_error_that_leaves_nothing_open(tmp_pa
     async def once() -> None:
         before = descriptors()
         with pytest.raises(FileNotFoundError):
-            await Spawned.start(
-                (str(tmp_path / "none"),), message=b"", pass_fds=(), env=dict(os.environ), limit=1 << 16
-            )
+            await Spawned.start((str(tmp_path / "none"),), env=dict(os.environ), limit=1 << 16)
         assert descriptors() == before
 
     run(once())

@@ -14,6 +14,7 @@ from tests.core import packages
 from mlos.core.chosen import Chooser
 from mlos.core.replica import Replica, State, Terms
 from mlos.core.room import Room
+from mlos.core.spare import Spare
 from mlos.core.supervisor import Supervisor
 from mlos.core.worker_protocol import Ask
 from mlos.errors import UnavailableError
@@ -25,7 +26,7 @@ SECONDS = 60.0
 
 
 def terms_of(home: Path, store: Store) -> Terms:
-    return Terms(30.0, Limits(), Chooser(home, store, "fp32", 1, 1), Room())
+    return Terms(30.0, Limits(), Chooser(home, store, "fp32", 1, 1), Room(), Spare(keep=False))
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "replicas": ("2", 2),
     "batch_wait_ms": ("2.5", 2.5),
     "precision": ("auto", "auto"),
+    "spare_worker": ("0", False),
     "tune": ("first-load", "first-load"),
     "sequences": ("4", 4),
     "request_timeout": ("1.5", 1.5),

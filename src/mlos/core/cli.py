@@ -69,6 +69,10 @@ def serve(
             help="never, or first-load: tune a model that has no record before it loads. [default: never]"
         ),
     ] = None,
+    spare_worker: Annotated[
+        bool | None,
+        typer.Option(help="Keep a started process, some 60 MB, for the next load. [default: --spare-worker]"),
+    ] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="Seconds from a request's arrival to its deadline. [default: 60]")
     ] = None,
@@ -110,6 +114,7 @@ def serve(
         "batch_wait_ms": batch_wait,
         "precision": precision,
         "tune": tune,
+        "spare_worker": spare_worker,
         "request_timeout": request_timeout,
         "load_timeout": load_timeout,
         "max_body_bytes": max_body_bytes,

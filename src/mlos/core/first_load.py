@@ -121,11 +121,10 @@ class FirstLoad:
             process = await Spawned.start(
                 # -P: no file of the working folder can pass for a module.
                 (sys.executable, "-P", "-m", "mlos.core.tuning"),
-                message=msgspec.json.encode(order),
-                pass_fds=(),
                 env=environment(Path(private)),
                 limit=_LONGEST_LINE,
             )
+            process.tell(msgspec.json.encode(order))
             tenant.pid = process.pid
             listening = asyncio.create_task(_listen(process.stderr, package, tell))
             try:

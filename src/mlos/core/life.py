@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +22,10 @@ from mlos.accel import FrontChannel
 from mlos.core.chosen import Chooser, Served
 from mlos.core.log import fields
 from mlos.core.room import Room
+from mlos.core.spare import Spare
 from mlos.core.spawned import Spawned, lines
 from mlos.core.worker_protocol import Orders, Report
 from mlos.errors import DeadlineError, MlosError, UnavailableError, WorkerError
-from mlos.host.child import environment
 from mlos.host.process import peak_bytes, resident_bytes
 from mlos.store import Store
 from mlos.tasks import Limits
@@ -35,7 +34,6 @@ OVERRUN_SECONDS = 5.0
 """How far a worker may overrun the deadline of what it computes before it is taken for hung and ended."""
 _GOODBYE_SECONDS = 1.0
 _TAIL_LINES = 5
-_LONGEST_LINE = 1 << 16
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 _log = logging.getLogger(__name__)
@@ -52,6 +50,7 @@ class Terms:
     limits: Limits
     chooser: Chooser
     room: Room
+    spare: Spare
     sequences: int = 1
     replicas: int = 1
     batch_wait: float = 0.0
@@ -60,7 +59,7 @@ class Terms:
 class Life:
     """A worker process at one or several places of a channel: each of its streams claims at one of its own.
 
-    ``loss`` makes what the requests that it dies with are told.
+    ``loss`` makes what the requests that it dies with are told. A ``wary`` one opens only what is verified.
     """
 
     def __init__(
@@ -72,12 +71,14 @@ class Life:
         channel: FrontChannel,
         places: Sequence[int],
         loss: Callable[[], MlosError],
+        *,
+        wary: bool,
     ) -> None:
         self.started = time.monotonic()
         self.peak_bytes = 0
         """The most memory it is known to have had."""
         self._name, self._served, self._store, self._terms = name, served, store, terms
-        self._channel, self._places, self._loss = channel, places, loss
+        self._channel, self._places, self._loss, self._wary = channel, places, loss, wary
         self._process: Spawned | None = None
         self._ended_for: str | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -142,38 +143,29 @@ class Life:
 
     async def _spawn(self) -> Spawned:
         served, choice = self._served, self._served.choice
+        orders = Orders(
+            parent=os.getpid(),
+            store=str(self._store.root.absolute()),
+            digest=served.package.digest,
+            threads=choice.candidate.threads,
+            limits=self._terms.limits,
+            started=self.started,
+            engine=choice.candidate.engine,
+            precision=choice.candidate.precision,
+            compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
+            most=choice.batching.most if choice.batching is not None else 1,
+            longest=choice.batching.longest if choice.batching is not None else None,
+            sequences=self._terms.sequences,
+            wary=self._wary,
+        )
+        process = await self._terms.spare.take()
         with ExitStack() as ours:
             descriptors = []
             for place in self._places:
                 descriptors.append(self._channel.connect(place))
                 ours.callback(os.close, descriptors[-1])
-            orders = Orders(
-                parent=os.getpid(),
-                channels=tuple(descriptors),
-                store=str(self._store.root.absolute()),
-                digest=served.package.digest,
-                threads=choice.candidate.threads,
-                limits=self._terms.limits,
-                started=self.started,
-                engine=choice.candidate.engine,
-                precision=choice.candidate.precision,
-                compiled=str(served.compiled.absolute()) if served.compiled is not None else None,
-                most=choice.batching.most if choice.batching is not None else 1,
-                longest=choice.batching.longest if choice.batching is not None else None,
-                sequences=self._terms.sequences,
-            )
-            return await Spawned.start(
-                # -P: no file of the working folder can pass for a module.
-                (sys.executable, "-P", "-m", "mlos.core.worker"),
-                message=msgspec.json.encode(orders) + b"\n",
-                pass_fds=descriptors,
-                env={
-                    **environment(served.package.folder),
-                    # No thread may start before the sandbox holds, and the engine's threads are all there are.
-                    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1"),
-                },
-                limit=_LONGEST_LINE,
-            )
+            process.tell(msgspec.json.encode(orders), descriptors)
+        return process
 
     async def _first_word(self, stream: asyncio.StreamReader) -> Report | None:
         """What the worker reports once it has loaded; nothing if it died before."""

@@ -369,7 +369,10 @@ class Replica:
         """
         streams = served.choice.candidate.streams
         places = range(place.number * streams, (place.number + 1) * streams)
-        life = Life(self.name, served, self._store, self.terms, self.channel, places, self._loss)
+        life = Life(
+            *(self.name, served, self._store, self.terms, self.channel, places, self._loss),
+            wary=place.crashes > 0,
+        )
         place.life, place.ready_since = life, life.started  # who dies loading has not been ready for long
         try:
             return await life.run(lambda report: self._is_ready(place, served, report, life))

@@ -33,6 +33,7 @@ from mlos.core.log import QueuedLog, fields
 from mlos.core.metrics import Metrics
 from mlos.core.replica import Terms
 from mlos.core.room import Room
+from mlos.core.spare import Spare
 from mlos.core.supervisor import Supervisor
 from mlos.errors import MissingExtraError, UsageError
 from mlos.host.environment import usable_cores
@@ -154,7 +155,7 @@ async def _serve(
     store, cores, threads = Store(settings.store), usable_cores(), settings.threads
     if settings.replicas > 1:  # each has its part of the cores, whatever a model alone was tuned to
         threads = threads or max(1, cores // settings.replicas)
-    room = Room(settings.memory_budget)
+    room, spare = Room(settings.memory_budget), Spare(settings.spare_worker)
     first_load = None
     if settings.tune == "first-load":
         first_load = FirstLoad(settings.home, settings.precision, threads or cores, room)
@@ -163,6 +164,7 @@ async def _serve(
         Limits(settings.max_text_bytes, settings.max_image_pixels, settings.max_audio_seconds),
         Chooser(settings.home, store, settings.precision, threads, cores, first_load),
         room,
+        spare,
         settings.sequences,
         settings.replicas,
         settings.batch_wait_ms / 1e3,
@@ -191,6 +193,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
+    spare.prepare()
     supervisor.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     administering = asyncio.create_task(administered.serve(sockets=[owners])) if owners is not None else None
@@ -226,6 +229,7 @@ async def _serve(
     finally:
         ending.cancel()
         await supervisor.close()
+        await spare.close()
         await called.stop()
         _log.info("ended")
 

@@ -12,9 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Self
+
+_PIECE, _MOST_DESCRIPTORS = 1 << 16, 253
+"""Of one message, in bytes and in number: Linux takes no more of the latter (``SCM_MAX_FD``)."""
 
 
 async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
@@ -29,11 +33,24 @@ async def lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         yield line
 
 
-class Spawned:
-    """A running child; ``stdout`` and ``stderr`` are read line by line, lines of up to ``limit`` bytes."""
+def told() -> tuple[bytes, list[int]]:
+    """For the child: what it is told, once it is; nothing where the parent has gone without a word."""
+    with socket.socket(fileno=os.dup(0)) as words:
+        message, descriptors, _, _ = socket.recv_fds(words, _PIECE, _MOST_DESCRIPTORS)
+        while piece := words.recv(_PIECE) if message else b"":
+            message += piece
+    return message, descriptors
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+
+class Spawned:
+    """A running child; ``stdout`` and ``stderr`` are read line by line, lines of up to ``limit`` bytes.
+
+    Its stdin is a socket, on which it waits for what it is told: a message, and descriptors where it takes them
+    (:func:`told`).
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], words: socket.socket) -> None:
+        self._process, self._words = process, words
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._transports: list[asyncio.ReadTransport] = []
@@ -43,41 +60,40 @@ class Spawned:
         self.stderr: asyncio.StreamReader
 
     @classmethod
-    async def start(
-        cls,
-        command: Sequence[str],
-        *,
-        message: bytes,
-        pass_fds: Sequence[int],
-        env: Mapping[str, str],
-        limit: int,
-    ) -> Self:
-        """Start ``command``, which finds ``message``, and then the end, on its stdin.
+    async def start(cls, command: Sequence[str], *, env: Mapping[str, str], limit: int) -> Self:
+        """Start ``command``.
 
         Raises:
             OSError: there are no more processes or descriptors, or there is no such program.
         """
-        process = subprocess.Popen(  # noqa: S603 (the caller's own command)
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=pass_fds,
-            env=env,
-        )
-        assert process.stdin is not None
+        ours, its = socket.socketpair()
+        try:
+            with its:
+                process = subprocess.Popen(  # noqa: S603 (the caller's own command)
+                    command, stdin=its.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+                )
+        except BaseException:
+            ours.close()
+            raise
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            self = cls(process)
-            with process.stdin, contextlib.suppress(BrokenPipeError):  # it is gone, which its end will tell
-                os.write(process.stdin.fileno(), message)  # fits into an empty pipe
+            self = cls(process, ours)
             self.stdout = await self._reader(process.stdout, limit)
             self.stderr = await self._reader(process.stderr, limit)
         except BaseException:
             process.kill()
+            ours.close()
             raise
         return self
+
+    def tell(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Tell it ``message``, of which there is one, and hand it copies of ``descriptors``.
+
+        Nothing where it has ended: that will tell itself.
+        """
+        with self._words, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._words, [message], descriptors)  # fits into an empty socket
 
     @property
     def pid(self) -> int:
@@ -102,7 +118,8 @@ class Spawned:
         return await asyncio.shield(self._ended)
 
     def close(self) -> None:
-        """Read no more of what it writes."""
+        """Read no more of what it writes, and tell it nothing."""
+        self._words.close()
         for transport in self._transports:
             transport.close()
 

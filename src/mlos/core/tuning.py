@@ -16,6 +16,7 @@ import msgspec
 
 from mlos.console import Console, OutputFormat, ProgressMode
 from mlos.core.first_load import Order
+from mlos.core.spawned import told
 from mlos.errors import MlosError
 from mlos.host.child import die_with
 from mlos.settings import Settings
@@ -27,7 +28,7 @@ def main() -> NoReturn:
     """Follow an :class:`Order`."""
     os.dup2(2, 1)  # nobody reads stdout, which a library that prints would fill
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    order = msgspec.json.decode(told()[0], type=Order)
     die_with(order.parent)
     console = Console(OutputFormat.JSON, ProgressMode.JSON)
     settings = Settings(home=Path(order.home))

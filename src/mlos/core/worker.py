@@ -1,9 +1,10 @@
 """The worker: one process that holds one model and answers what it claims from its channel.
 
-Started by the supervisor with one line of JSON on stdin (:class:`Orders`) and one end of a channel. It verifies
-the package's files, confines itself, opens engine and tasks, warms up, reports, and serves until the front
-hangs up. On its stdout it reports one JSON object per line (:class:`Report`); what libraries print lands on
-stderr. No native library touches the model before the sandbox holds.
+Started by the server, perhaps before there is a model for it, it waits for its orders (:class:`Orders`), with
+which comes one end of a channel for each stream. It confines itself, opens engine and tasks while the package's
+files are verified, warms up, reports, and serves until the front hangs up. On its stdout it reports one JSON
+object per line (:class:`Report`); what libraries print lands on stderr. No native library touches the model
+before the sandbox holds.
 
 What it does not know: HTTP, other models, why it was started. It imports neither torch nor transformers.
 """
@@ -17,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,8 +29,9 @@ import numpy as np
 from mlos.accel import Job, WorkerChannel
 from mlos.accel.userspace import UserspaceWorker
 from mlos.core.answering import Model
+from mlos.core.spawned import told
 from mlos.core.worker_protocol import Answer, Orders, Report
-from mlos.engines import Engine, Streams, compiles, open_model
+from mlos.engines import Engine, Streams, open_model
 from mlos.errors import MlosError, NoRoomError, PayloadTooLargeError, WorkerError
 from mlos.host.cgroup import usable_memory
 from mlos.host.child import die_with, measured
@@ -45,8 +48,11 @@ _MEMORY_SHARE = 0.75
 """Of the memory this host may use: the most a worker may, so that a greedy request fails alone."""
 
 
-def load(orders: Orders) -> tuple[list[Model], Report]:
-    """Verify the package, confine this process, then open what the package holds: a model for each stream.
+def load(orders: Orders, streams: int = 1) -> tuple[list[Model], Report]:
+    """Confine this process, then open what the package holds, a model for each stream, and verify the package.
+
+    The files are hashed by another thread meanwhile: what they hold is strange to the sandbox either way, and
+    nothing is answered before they are known to be right. After a life that died as it loaded they are first.
 
     Raises:
         MlosError: the package is corrupt, its engine is missing, the model cannot be opened.
@@ -59,10 +65,8 @@ def load(orders: Orders) -> tuple[list[Model], Report]:
         yield
         seconds[name] = time.monotonic() - begun
 
-    with stage("verify"):
-        store = Store(Path(orders.store))
-        package = store.find(orders.digest)
-        store.check(package)
+    store = Store(Path(orders.store))
+    package = store.find(orders.digest)
     manifest: Manifest = package.manifest
     with stage("confine"):
         policy = Policy(
@@ -71,14 +75,24 @@ def load(orders: Orders) -> tuple[list[Model], Report]:
             memory_bytes=int(_MEMORY_SHARE * usable_memory()),
         )
         confinement = confine(measured(policy))
-    with stage("open"):
-        engine = _opened(package, orders)
-        # A tokenizer and the like for each: they were not made to be shared.
-        tasks = [tasks_of(package.folder, manifest, orders.limits) for _ in orders.channels]
-        models = [Model(of, engine, manifest, orders.most, orders.longest, orders.sequences) for of in tasks]
-    with stage("warm_up"):
-        both = (engine.alone, engine.beside) if isinstance(engine, Streams) else (engine,)
-        note = next(filter(None, [_warm_up(each, tasks[0], package) for each in both]), None)
+    with ThreadPoolExecutor(1, thread_name_prefix="verify") as aside:
+        verified = aside.submit(store.check, package)
+        if orders.wary:
+            verified.result()
+        try:
+            with stage("open"):
+                engine = _opened(package, orders, streams)
+                # A tokenizer and the like for each: they were not made to be shared.
+                tasks = [tasks_of(package.folder, manifest, orders.limits) for _ in range(streams)]
+                models = [
+                    Model(of, engine, manifest, orders.most, orders.longest, orders.sequences) for of in tasks
+                ]
+            with stage("warm_up"):
+                both = (engine.alone, engine.beside) if isinstance(engine, Streams) else (engine,)
+                note = next(filter(None, [_warm_up(each, tasks[0], package) for each in both]), None)
+        finally:
+            with stage("verify"):
+                verified.result()  # what could not be opened may have been changed, which says more
     report = Report(
         engine=engine.name,
         engine_version=engine.version,
@@ -92,7 +106,7 @@ def load(orders: Orders) -> tuple[list[Model], Report]:
     return models, report
 
 
-def _opened(package: Package, orders: Orders) -> Engine:
+def _opened(package: Package, orders: Orders, streams: int) -> Engine:
     def opened(threads: int, streams: int) -> Engine:
         return open_model(
             package.folder,
@@ -104,23 +118,22 @@ def _opened(package: Package, orders: Orders) -> Engine:
             streams=streams,
         )
 
-    streams = len(orders.channels)
     alone = opened(orders.threads, 1)
     return alone if streams == 1 else Streams(alone, opened(max(1, orders.threads // streams), streams))
 
 
 def _warm_up(engine: Engine, tasks: Tasks, package: Package) -> str | None:
-    """Run the engine once, so that the first request finds its memory ready.
+    """Run the engine once for each set of outputs that tasks ask for, so that the first request finds it ready.
 
-    An engine that compiles for the outputs that are asked for is asked as the golden requests ask; any other
-    runs zeros of the smallest shape. A model need not take zeros, nor axes of length one: then its first
-    request is slower, which is said.
+    It is asked as the shortest golden requests ask; without any it runs zeros of the smallest shape. A model
+    need not take zeros, nor axes of length one: then its first request is slower, which is said.
     """
     manifest = package.manifest
     try:
-        if compiles(type(engine)) and manifest.golden is not None:
-            asked = _asked(tasks, requests_of(package.folder / manifest.golden))
-            for prepared in asked.values():
+        if manifest.golden is not None and (
+            asked := _asked(tasks, requests_of(package.folder / manifest.golden))
+        ):
+            for prepared in asked:
                 engine.run(prepared.inputs, prepared.outputs)
             return None
         zeros = {
@@ -133,15 +146,20 @@ def _warm_up(engine: Engine, tasks: Tasks, package: Package) -> str | None:
     return None
 
 
-def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> dict[tuple[str, ...], Prepared]:
-    """One of the requests for each set of outputs that tasks ask for in a single run."""
+def _asked(tasks: Tasks, requests: Iterable[InferenceRequest]) -> list[Prepared]:
+    """The smallest of the requests for each set of outputs that tasks ask for in a single run."""
     found: dict[tuple[str, ...], Prepared] = {}
     for request in requests:
         task = tasks.choose(request)
         if isinstance(task, SinglePass):
             prepared = task.preprocess(request)
-            found.setdefault(prepared.outputs, prepared)
-    return found
+            smallest = found.setdefault(prepared.outputs, prepared)
+            found[prepared.outputs] = min(smallest, prepared, key=_size)
+    return list(found.values())
+
+
+def _size(prepared: Prepared) -> int:
+    return sum(tensor.size for tensor in prepared.inputs.values())
 
 
 def serve_all(channels: Sequence[WorkerChannel], models: Sequence[Model]) -> None:
@@ -196,18 +214,21 @@ def _complete(channel: WorkerChannel, job: Job, outcome: Answer | MlosError, *, 
 
 
 def main() -> None:
-    """Follow the orders on stdin."""
+    """Follow the orders."""
     # The stream of reports must survive what libraries print, so stdout becomes stderr first of all.
     reports = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     # A terminal and an init system signal every process of the group; it is the server that decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    message, descriptors = told()
+    if not message:
+        sys.exit("the server was gone before it gave orders")
+    orders = msgspec.json.decode(message, type=Orders)
     die_with(orders.parent)
-    channels = [UserspaceWorker(descriptor) for descriptor in orders.channels]
+    channels = [UserspaceWorker(descriptor) for descriptor in descriptors]
     try:
-        models, report = load(orders)
+        models, report = load(orders, len(channels))
     except MlosError as error:
         _report(reports, Report(error=error.as_dict()))
         sys.exit(1)

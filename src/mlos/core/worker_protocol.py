@@ -14,13 +14,13 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What the supervisor tells a worker at its start. ``started`` is on the monotonic clock.
 
     ``engine``, ``precision`` and ``threads`` say how the package is computed, ``compiled`` where the engine
-    finds what it compiled for this host. Each of the ``channels`` is a stream's, which computes what it claims
-    there beside the others. Up to ``most`` requests are computed together, texts of up to ``longest`` tokens;
-    up to ``sequences`` generations are continued together.
+    finds what it compiled for this host. With the orders comes one end of a channel for each stream, which
+    computes what it claims there beside the others. Up to ``most`` requests are computed together, texts of up
+    to ``longest`` tokens; up to ``sequences`` generations are continued together. A ``wary`` worker opens only
+    what is verified.
     """
 
     parent: int
-    channels: tuple[int, ...]
     store: str
     digest: str
     threads: int
@@ -32,13 +32,15 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     most: int = 1
     longest: int | None = None
     sequences: int = 1
+    wary: bool = False
 
 
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
     """What a worker says of itself: it is ready, or it cannot be (``error``).
 
-    ``load_seconds`` holds each stage of loading: start, verify, confine, open, warm_up. ``sandbox`` names the
-    layers that hold and ``missing`` why others do not; ``note`` says what went otherwise than planned.
+    ``load_seconds`` holds each stage of loading: start, confine, open, warm_up, and verify, which is how much
+    longer that took than the others. ``sandbox`` names the layers that hold and ``missing`` why others do not;
+    ``note`` says what went otherwise than planned.
     """
 
     engine: str = ""

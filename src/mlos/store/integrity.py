@@ -14,6 +14,9 @@ from mlos.errors import CorruptError
 from mlos.model import Manifest
 from mlos.store.layout import MANIFEST
 
+_PIECE = 8 << 20
+"""Bytes that are hashed at once: between two pieces a thread needs the interpreter, which others may have."""
+
 Problem: TypeAlias = Literal["changed", "missing", "added"]
 
 
@@ -75,7 +78,11 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of a regular file in hexadecimal, or in words what kept it from being computed."""
     try:
         with open_regular(path) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            piece = memoryview(bytearray(min(os.fstat(stream.fileno()).st_size + 1, _PIECE)))
+            while count := stream.readinto(piece):
+                digest.update(piece[:count])
+            return digest.hexdigest()
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
