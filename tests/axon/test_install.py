@@ -143,10 +143,14 @@ def test_remove_and_gc_say_what_they_would_do_and_do_it(made: tuple[dict[str, An
     assert len(answer("list")) == 1
     assert answer("remove", "bert")["reference"] == made[0]["reference"]
     assert answer("list") == []
+    compiled = home / "cache" / "compiled" / "host" / "engine" / made[0]["digest"]
+    compiled.mkdir(parents=True)
+    compiled.joinpath("form").write_bytes(bytes(1 << 20))
     would = answer("gc", "--dry-run")
-    assert would["bytes"] >= made[0]["size"]
+    assert would["bytes"] >= made[0]["size"] + (1 << 20)
     freed = answer("gc")
     assert (freed["files"], freed["bytes"]) == (would["files"], would["bytes"])
+    assert not compiled.exists()
     assert list((home / "store" / "packages").iterdir()) == []
     assert axon("info", "bert").returncode == 3
 

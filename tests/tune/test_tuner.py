@@ -14,7 +14,7 @@ from mlos.errors import RefusedError
 from mlos.host.environment import record
 from mlos.settings import Settings
 from mlos.store import Package, Store
-from mlos.tune import Tuning, chosen
+from mlos.tune import Precision, Tuning, chosen
 from mlos.tune.record import compiled_folder
 from mlos.tune.shapes import BATCH
 from mlos.tune.tuner import tune
@@ -111,14 +111,21 @@ def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:
             assert (trial.batching is not None) == trial.together["16 tokens"].faster
 
 
-def test_what_an_engine_compiled_is_kept_for_the_choice_alone(tuning: Tuning, home: Path) -> None:
+def test_what_an_engine_compiled_is_kept_for_the_choice_alone(
+    tuning: Tuning, package: Package, home: Path
+) -> None:
     kept = {
         trial.candidate.engine: compiled_folder(home, tuning.host.id, trial.candidate)
         for trial in tuning.trials
     }
-    assert not kept["onnxruntime"].exists()
-    if kept["openvino"].exists():  # it was the fastest
-        assert any(kept["openvino"].iterdir())
+    installed = {engine: version for engine, version in tuning.engines.items() if engine != "liar"}
+    believed = tuning.model_copy(update={"engines": installed})
+    classes: set[Precision] = {"fp32", "auto"}
+    served = {
+        chosen(package, (), believed, each, threads=2, fixed_threads=False).candidate.engine for each in classes
+    }
+    assert {engine for engine, folder in kept.items() if folder.is_dir()} == served
+    assert all(any(kept[engine].iterdir()) for engine in served)
 
 
 def test_what_no_framework_answers_for_cannot_be_tuned(tmp_path: Path) -> None:

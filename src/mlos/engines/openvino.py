@@ -13,11 +13,9 @@ task that needs hidden states alone should not pay for the scores of a whole voc
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
+import logging
 import re
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +28,9 @@ from numpy.typing import NDArray
 from mlos.engines import signal_stack
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_answers, check_declared, check_inputs, check_outputs, check_threads
+from mlos.engines.kept import KeptForm
 from mlos.engines.refusals import one_line, refusal
-from mlos.errors import InvalidInputError, MissingExtraError, RefusedError, UsageError
+from mlos.errors import CorruptError, InvalidInputError, MissingExtraError, RefusedError, UsageError
 from mlos.model import Artifact, ModelFormat, Tensors
 
 _DEVICE = "CPU"
@@ -39,6 +38,9 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}
 _MOST_SETS = 8
 """Sets of outputs that are compiled; whoever asks for yet another gets all outputs computed."""
+_BLOB = "graph.blob"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -216,26 +218,17 @@ class OpenVinoEngine:
         core = _openvino().Core()
         if self._cache is None:
             return core.compile_model(model, _DEVICE, self._settings), False
-        kept = self._cache / f"{self._key(wanted)}.blob"
-        if kept.is_file():
+        form = KeptForm.of(self._path, self._cache, self.name, self._version, self._settings, wanted)
+        if form.present:
             try:
-                return core.import_model(kept.read_bytes(), _DEVICE, self._settings), True
-            except RuntimeError:  # of another processor, or damaged: it is compiled again
-                pass
+                with form.verified():
+                    return core.import_model((form.folder / _BLOB).read_bytes(), _DEVICE, self._settings), True
+            except (RuntimeError, CorruptError) as error:
+                form.discard()
+                _log.warning("%s is compiled again: %s", self._path.name, _reason(error))
         graph = core.compile_model(model, _DEVICE, self._settings)
-        passing = kept.with_suffix(f".{secrets.token_hex(4)}")
-        try:
-            passing.write_bytes(graph.export_model().getvalue())
-            passing.replace(kept)
-        except OSError:  # a worker may only read; the next one compiles again
-            passing.unlink(missing_ok=True)
+        form.make(lambda folder: (folder / _BLOB).write_bytes(graph.export_model().getvalue()))
         return graph, False
-
-    def _key(self, wanted: Sequence[str]) -> str:
-        """What a compiled graph depends on besides the processor."""
-        status = self._path.stat()
-        file = (self._artifact.path, status.st_size, status.st_mtime_ns)
-        return hashlib.sha256(json.dumps([self._version, self._settings, file, wanted]).encode()).hexdigest()
 
     def _cannot_load(self, error: Exception) -> RefusedError:
         return RefusedError(

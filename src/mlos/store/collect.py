@@ -20,6 +20,10 @@ class Collected:
     files: int
     bytes: int
 
+    def __add__(self, other: Collected) -> Collected:
+        """Both together."""
+        return Collected(self.files + other.files, self.bytes + other.bytes)
+
 
 def collect(layout: Layout, referenced: set[str], *, dry_run: bool) -> Collected:
     """Delete abandoned work, unneeded packages, then the blobs left without a package.

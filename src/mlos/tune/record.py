@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from mlos.errors import CorruptError
 from mlos.host.environment import Environment
 from mlos.model import ParityMeasure
+from mlos.store import Collected, Store
 from mlos.tune.paired import Ratio
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -116,6 +118,21 @@ def path_of(home: Path, host: str, digest: str) -> Path:
 def compiled_folder(home: Path, host: str, candidate: Candidate) -> Path:
     """Where an engine keeps what it compiled for a host: one folder for each package that is served."""
     return home / "cache" / "compiled" / host / candidate.engine / candidate.digest
+
+
+def collect_compiled(home: Path, store: Store, *, dry_run: bool) -> Collected:
+    """Delete what engines compiled of packages that are not installed any more, for whichever host.
+
+    A server that still has such a form open keeps what it has mapped.
+    """
+    needed = {package.digest for package in store.packages()} | {each.digest for each in store.broken()}
+    unneeded = [folder for folder in (home / "cache" / "compiled").glob("*/*/*") if folder.name not in needed]
+    files = [file for folder in unneeded for file in folder.rglob("*") if file.is_file()]
+    freed = Collected(len(files), sum(file.stat().st_size for file in files))
+    if not dry_run:
+        for folder in unneeded:
+            shutil.rmtree(folder)
+    return freed
 
 
 def save(home: Path, tuning: Tuning) -> Path:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import secrets
+import shutil
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -44,6 +46,8 @@ PAIRS = 10
 _CHILD = "mlos.tune.child"
 _TIMEOUT = 3600.0
 _GIB = 1 << 30
+
+_log = logging.getLogger(__name__)
 
 
 class _Shape(BaseModel):
@@ -267,7 +271,10 @@ def _seconds(shapes: Sequence[_Shape], sides: Sequence[dict[str, tuple[float, fl
 
 
 def _keep(candidate: Candidate, package: Package, home: Path, host: str) -> None:
-    """Let an engine that compiles leave what a server will find: compiled here, so that no server needs to."""
+    """Let an engine that compiles leave what a server will find, proved as it will be found.
+
+    Where it cannot, or answers otherwise then, a server opens the package's file: that is slower, and as right.
+    """
     if not compiles(engine_for(_first(package), candidate.engine)):
         return
     cache = compiled_folder(home, host, candidate)
@@ -281,7 +288,11 @@ def _keep(candidate: Candidate, package: Package, home: Path, host: str) -> None
         memory_bytes=6 * package.manifest.size + 6 * _GIB,
         open_files=256,
     )
-    run_confined(_CHILD, msgspec.to_builtins(order), policy, timeout=_TIMEOUT)
+    try:
+        run_confined(_CHILD, msgspec.to_builtins(order), policy, timeout=_TIMEOUT)
+    except MlosError as error:
+        shutil.rmtree(cache, ignore_errors=True)
+        _log.warning("no compiled form of %s (%s) is kept: %s", package.name, candidate, error.message)
 
 
 def tolerance_of_own(package: Package, precision: str) -> str:

@@ -14,6 +14,7 @@ from mlos.axon.commands import OutputOption, ProgressOption, settings, voice
 from mlos.console import OutputFormat
 from mlos.errors import UsageError
 from mlos.store import Store
+from mlos.tune.record import collect_compiled
 
 
 def remove(
@@ -52,7 +53,8 @@ def gc(
     """Delete what no package, server or running install needs."""
     console = voice.choose(output, progress)
     with console.step("collect"):
-        freed = Store(settings().store).gc(dry_run=dry_run)
+        home, store = settings().home, Store(settings().store)
+        freed = store.gc(dry_run=dry_run) + collect_compiled(home, store, dry_run=dry_run)
     verb = "would be freed" if dry_run else "freed"
     console.result(
         asdict(freed) | {"dry_run": dry_run},
