@@ -14,11 +14,12 @@ task that needs hidden states alone should not pay for the scores of a whole voc
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -38,7 +39,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}
 _MOST_SETS = 8
 """Sets of outputs that are compiled; whoever asks for yet another gets all outputs computed."""
-_BLOB = "graph.blob"
+_BLOB, _TOLD = "graph.blob", "graph.json"
+"""The files of a kept form: the library's own, and what else there is to know of it."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class _Compiled:
     from_cache: bool
     places: dict[str, int]
     tables: tuple[_Table, ...]
+    weights: Any = None
+    """What the graph uses without holding it."""
     idle: list[Any] = field(default_factory=list)
 
 
@@ -194,6 +198,12 @@ class OpenVinoEngine:
         return model
 
     def _build(self, wanted: frozenset[str]) -> _Compiled:
+        form = None
+        if self._cache is not None:
+            settings = (self.name, self._version, self._settings, sorted(wanted))
+            form = KeptForm.of(self._path, self._cache, *settings)
+            if form.present and (found := self._found(form)) is not None:
+                return found
         openvino, model = _openvino(), self._read()
         kept = [port for port in model.outputs if _called(port) in wanted]
         results = [port.get_node().input_value(0) for port in kept]
@@ -205,30 +215,32 @@ class OpenVinoEngine:
                 results += _extremes(numbers)
             watched = openvino.Model(results, model.get_parameters())
             with signal_stack.kept():
-                graph, from_cache = self._graph(watched, sorted(wanted))
+                graph = openvino.Core().compile_model(watched, _DEVICE, self._settings)
         except (RuntimeError, ValueError) as error:
             raise self._cannot_load(error) from error
-        return _Compiled(graph.create_infer_request, from_cache, places, tuple(tables))
+        if form is not None:
+            form.make(lambda folder: _write(folder, graph, places, tables))
+        return _Compiled(graph.create_infer_request, False, places, tuple(tables))
 
-    def _graph(self, model: Any, wanted: Sequence[str]) -> tuple[Any, bool]:
-        """The model compiled, or as it was compiled before; and whether it was.
+    def _found(self, form: KeptForm) -> _Compiled | None:
+        """What was compiled before; None if it is damaged, which takes it away.
 
         The library's own cache changes modes of files, which a confined process may not.
         """
-        core = _openvino().Core()
-        if self._cache is None:
-            return core.compile_model(model, _DEVICE, self._settings), False
-        form = KeptForm.of(self._path, self._cache, self.name, self._version, self._settings, wanted)
-        if form.present:
-            try:
-                with form.verified():
-                    return core.import_model((form.folder / _BLOB).read_bytes(), _DEVICE, self._settings), True
-            except (RuntimeError, CorruptError) as error:
-                form.discard()
-                _log.warning("%s is compiled again: %s", self._path.name, _reason(error))
-        graph = core.compile_model(model, _DEVICE, self._settings)
-        form.make(lambda folder: (folder / _BLOB).write_bytes(graph.export_model().getvalue()))
-        return graph, False
+        try:
+            with form.verified():
+                told = json.loads((form.folder / _TOLD).read_bytes())
+                # Mapped, and used by the library where it is: given bytes or a path, it copies them.
+                mapped = np.memmap(form.folder / _BLOB, np.uint8, "c")
+                blob = _openvino().Tensor(mapped, shared_memory=True)
+                with signal_stack.kept():
+                    graph = _openvino().Core().import_model(blob, _DEVICE, self._settings)
+                tables = tuple(_Table(*table) for table in told["tables"])
+                return _Compiled(graph.create_infer_request, True, told["places"], tables, mapped)
+        except (RuntimeError, CorruptError) as error:
+            form.discard()
+            _log.warning("%s is compiled again: %s", self._path.name, _reason(error))
+            return None
 
     def _cannot_load(self, error: Exception) -> RefusedError:
         return RefusedError(
@@ -241,6 +253,12 @@ def _openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise MissingExtraError.of("openvino", "running ONNX models with OpenVINO") from error
+
+
+def _write(folder: Path, graph: Any, places: dict[str, int], tables: Sequence[_Table]) -> None:
+    (folder / _BLOB).write_bytes(graph.export_model().getvalue())
+    told = {"places": places, "tables": [astuple(table) for table in tables]}
+    (folder / _TOLD).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _called(port: Any) -> str:
