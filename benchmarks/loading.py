@@ -33,6 +33,8 @@ from mlos.tune import paired
 
 WIRE = "json"
 _LOAD_SECONDS = 300.0
+_REST_SECONDS = 3.0
+"""Before each block, since servers tidy up after an unload; ours starts the process of the next worker."""
 
 
 class Loading:
@@ -60,6 +62,7 @@ class Loading:
             ParityError: if the answer is wrong.
             UnavailableError: if the server refuses, or does not answer.
         """
+        time.sleep(_REST_SECONDS)
         number = self._loads % len(self._requests)
         self._loads += 1
         began = time.perf_counter()

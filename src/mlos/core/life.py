@@ -98,7 +98,10 @@ class Life:
         listening = asyncio.create_task(self._listen(process.stderr))
         dead = asyncio.create_task(process.wait())
         try:
-            report = await self._first_word(process.stdout)
+            try:
+                report = await self._first_word(process.stdout)
+            finally:
+                self._terms.spare.prepare()
             if report is not None:
                 if report.error is not None:
                     raise MlosError.from_dict(report.error)
@@ -158,12 +161,12 @@ class Life:
             sequences=self._terms.sequences,
             wary=self._wary,
         )
-        process = await self._terms.spare.take()
         with ExitStack() as ours:
             descriptors = []
             for place in self._places:
                 descriptors.append(self._channel.connect(place))
                 ours.callback(os.close, descriptors[-1])
+            process = await self._terms.spare.take()
             process.tell(msgspec.json.encode(orders), descriptors)
         return process
 

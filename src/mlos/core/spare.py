@@ -2,7 +2,7 @@
 
 One that waits has not been told anything: which model it will hold, and its place of a channel, come with its
 orders, and only then does it confine itself. It takes memory, so there is one of them; and processor time while
-it starts, so that is done when nothing has been loaded for a moment.
+it starts, so that is done when a load has been over for a moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlos.core.spawned import Spawned
 from mlos.host.child import environment
 
 QUIET_SECONDS = 1.0
-"""How long after a load began another worker is started."""
+"""How long after a load another worker is started: what was waiting for the model is answered first."""
 _LONGEST_LINE = 1 << 16
 _NOWHERE = Path("/nonexistent")
 """The home of a process that has none, as Debian calls it: a worker may write no file."""
@@ -38,13 +38,12 @@ class Spare:
             self._start = asyncio.create_task(self._start_later())
 
     async def take(self) -> Spawned:
-        """The one that waits, or else one that is started now; another follows.
+        """The one that waits, or else one that is started now. Another follows after :meth:`prepare`.
 
         Raises:
             OSError: none waits, and there are no more processes or descriptors.
         """
         waiting, self._waiting = self._waiting, None
-        self.prepare()
         if waiting is not None and waiting.returncode is None:
             return waiting
         if waiting is not None:
