@@ -70,7 +70,7 @@ def test_none_waits_where_none_is_wanted(start: Start, store: Store) -> None:
     packages.double(store)
     server = start("--no-spare-worker")
     assert server.infer("double", DOUBLE).status == 200
-    time.sleep(2 * QUIET_SECONDS)
+    time.sleep(2 * QUIET_SECONDS)  # nothing tells that nothing comes
     assert children_of(server.process.pid) == (server.worker("double"),)
 
 

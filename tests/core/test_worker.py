@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tests.core import packages
@@ -33,6 +34,20 @@ def test_a_package_with_a_task_nobody_knows_is_refused(start: Start, store: Stor
     answer = start().infer("double", {"inputs": {"x": [[1, 2, 3]]}})
     assert answer.status == 422
     assert "divination" in answer.error["message"]
+
+
+def test_after_a_life_that_died_loading_the_next_names_the_file_that_has_changed(
+    start: Start, store: Store, home: Path
+) -> None:
+    packages.flip_byte(packages.double(store))
+    modules = home / "modules"
+    modules.mkdir()
+    # A native library that crashes on what it is to open.
+    (modules / "onnxruntime.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    server = start()
+    answer = server.infer("double", {"inputs": {"x": [[1, 2, 3]]}})
+    assert "is changed" in answer.error["message"]
+    assert [line["message"] for line in server.lines()].count("worker died") == 1
 
 
 class Narrow:

@@ -58,3 +58,26 @@ ARTIFACT = Artifact(
 
 def ids(*rows: list[int]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
     return {"ids": np.array(rows, dtype=np.int64)}
+
+
+WIDE = 512
+MATRIX = np.random.default_rng(0).normal(size=(WIDE, 8)).astype(np.float32)
+PRODUCT = Artifact(
+    format="onnx",
+    precision="fp32",
+    path="model.onnx",
+    inputs=(TensorSpec(name="x", dtype="FP32", shape=("rows", WIDE)),),
+    outputs=(TensorSpec(name="y", dtype="FP32", shape=("rows", 8)),),
+)
+
+
+def product_graph() -> onnx.ModelProto:
+    """``x`` times :data:`MATRIX`, whose sums are long enough to show in which precision they were made."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "matrix"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 8])],
+        [numpy_helper.from_array(MATRIX, "matrix")],
+    )
+    return finished(graph)

@@ -10,40 +10,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from tests.engines.onnx_graphs import finished
+from tests.engines.onnx_graphs import PRODUCT, WIDE, product_graph
 
 from mlos.engines import kept, open_model
 from mlos.engines.kept import KeptForm
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
 from mlos.errors import CorruptError
-from mlos.model import Artifact, TensorSpec
 
-WIDE = 512
 X = np.random.default_rng(1).normal(size=(3, WIDE)).astype(np.float32)
-PRODUCT = Artifact(
-    format="onnx",
-    precision="fp32",
-    path="model.onnx",
-    inputs=(TensorSpec(name="x", dtype="FP32", shape=("rows", WIDE)),),
-    outputs=(TensorSpec(name="y", dtype="FP32", shape=("rows", 8)),),
-)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A product with a matrix large enough to be packed."""
-    matrix = np.random.default_rng(0).normal(size=(WIDE, 8)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "matrix"], ["y"])],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 8])],
-        [numpy_helper.from_array(matrix, "matrix")],
-    )
     folder = tmp_path / "package"
     folder.mkdir()
-    onnx.save(finished(graph), folder / "model.onnx")
+    onnx.save(product_graph(), folder / "model.onnx")
     return folder
 
 
@@ -129,6 +111,14 @@ def test_a_changed_byte_is_found(folder: Path, cache: Path, name: str) -> None:
         pass
 
 
+def test_what_cannot_be_opened_and_has_changed_is_told_by_the_change(folder: Path, cache: Path) -> None:
+    form = KeptForm.of(folder / "model.onnx", cache)
+    form.make(write)
+    damage(form.folder / "one")
+    with pytest.raises(CorruptError, match="one of a kept form"), form.verified():
+        raise KeyError("as a library may that reads it")
+
+
 def test_a_file_that_is_shorter_is_not_opened(folder: Path, cache: Path) -> None:
     form = KeptForm.of(folder / "model.onnx", cache)
     form.make(write)
@@ -160,7 +150,8 @@ def test_it_is_found_where_nothing_can_be_written(folder: Path, cache: Path, tmp
     program = f"""
 from pathlib import Path
 from mlos.host.sandbox import Policy, confine
-from tests.engines.test_kept import PRODUCT, X, opened_file
+from tests.engines.onnx_graphs import PRODUCT
+from tests.engines.test_kept import X, opened_file
 from mlos.engines import open_model
 folder, cache, empty = map(Path, {[str(folder), str(cache), str(empty)]!r})
 confine(Policy(read=(folder, cache, empty)))
@@ -188,8 +179,7 @@ def test_a_damaged_form_is_told_of_and_made_again(
     damage(largest)
     with caplog.at_level(logging.WARNING):
         assert answer() == first
-    if engine == "openvino":  # ONNX Runtime finds damaged packed weights itself, and before us
-        assert f"{largest.name} of a kept form is not as it was written" in caplog.text
+    assert f"{largest.name} of a kept form is not as it was written" in caplog.text
     assert len(caplog.records) == 1
     caplog.clear()
     assert answer() == answer() == first

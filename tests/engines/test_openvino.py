@@ -10,23 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.engines.onnx_graphs import ARTIFACT, finished, ids, lookup
+from tests.engines.onnx_graphs import ARTIFACT, MATRIX, PRODUCT, WIDE, finished, ids, lookup, product_graph
 
 from mlos.engines import compiles, engine_for, engines_for, open_model
 from mlos.engines.onnxruntime import OnnxRuntimeEngine
 from mlos.engines.openvino import OpenVinoEngine
 from mlos.errors import InvalidInputError, RefusedError, UsageError
-from mlos.model import Artifact, TensorSpec
-
-WIDE = 512
-MATRIX = np.random.default_rng(0).normal(size=(WIDE, 8)).astype(np.float32)
-PRODUCT = Artifact(
-    format="onnx",
-    precision="fp32",
-    path="model.onnx",
-    inputs=(TensorSpec(name="x", dtype="FP32", shape=("rows", WIDE)),),
-    outputs=(TensorSpec(name="y", dtype="FP32", shape=("rows", 8)),),
-)
+from mlos.model import TensorSpec
 
 
 @pytest.fixture
@@ -38,16 +28,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def product(tmp_path: Path) -> Path:
     """A product of matrices whose sums are long enough to show in which precision they were made."""
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "matrix"], ["y"])],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 8])],
-        [numpy_helper.from_array(MATRIX, "matrix")],
-    )
     folder = tmp_path / "product"
     folder.mkdir()
-    onnx.save(finished(graph), folder / "model.onnx")
+    onnx.save(product_graph(), folder / "model.onnx")
     return folder
 
 
@@ -104,7 +87,7 @@ def test_what_was_compiled_is_kept_and_found_again_where_nothing_can_be_written(
 import numpy as np
 from pathlib import Path
 from mlos.host.sandbox import Policy, confine
-from tests.engines.test_openvino import PRODUCT, WIDE
+from tests.engines.onnx_graphs import PRODUCT, WIDE
 from mlos.engines import open_model
 folder, cache, empty = Path({str(product)!r}), Path({str(cache)!r}), Path({str(tmp_path / "empty")!r})
 confine(Policy(read=(folder, cache, empty)))

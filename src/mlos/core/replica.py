@@ -57,7 +57,8 @@ class State(StrEnum):
 class _Place:
     """Where one worker after another serves. ``life`` is the present one, ``crashes`` its deaths in a row.
 
-    ``why`` the next is started, and from when on (``again_at``), where one has to wait for it.
+    ``why`` the next is started, and from when on (``again_at``), where one has to wait for it; ``died_loading``
+    if the one before was never ready.
     """
 
     number: int
@@ -66,6 +67,7 @@ class _Place:
     ready: bool = False
     ready_since: float = 0.0
     crashes: int = 0
+    died_loading: bool = False
     again_at: float = 0.0
 
 
@@ -369,15 +371,14 @@ class Replica:
         """
         streams = served.choice.candidate.streams
         places = range(place.number * streams, (place.number + 1) * streams)
-        life = Life(
-            *(self.name, served, self._store, self.terms, self.channel, places, self._loss),
-            wary=place.crashes > 0,
-        )
+        ends = (self.channel, places)
+        life = Life(self.name, served, self._store, self.terms, *ends, self._loss, wary=place.died_loading)
         place.life, place.ready_since = life, life.started  # who dies loading has not been ready for long
         try:
             return await life.run(lambda report: self._is_ready(place, served, report, life))
         finally:
             self._peak = max(self._peak, life.peak_bytes)
+            place.died_loading = not place.ready
             place.life, place.ready = None, False
 
     def _loss(self) -> MlosError:

@@ -114,7 +114,7 @@ def _opened(package: Package, orders: Orders, streams: int) -> Engine:
             threads,
             engine=orders.engine,
             precision=orders.precision,
-            cache=None if orders.compiled is None else Path(orders.compiled),
+            cache=None if orders.compiled is None or orders.wary else Path(orders.compiled),
             streams=streams,
         )
 

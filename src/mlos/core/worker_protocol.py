@@ -17,7 +17,7 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     finds what it compiled for this host. With the orders comes one end of a channel for each stream, which
     computes what it claims there beside the others. Up to ``most`` requests are computed together, texts of up
     to ``longest`` tokens; up to ``sequences`` generations are continued together. A ``wary`` worker opens only
-    what is verified.
+    what is verified, and nothing that was compiled.
     """
 
     parent: int

@@ -49,7 +49,7 @@ class Engine(Protocol):
 class CompilingEngine(Engine, Protocol):
     """An engine that compiles files for this processor, and may compute fp32 files in other precisions.
 
-    It compiles for the outputs that a run asks for: one graph for each set of them.
+    It may compile for the outputs that a run asks for: one graph for each set of them.
     """
 
     @classmethod

@@ -94,10 +94,12 @@ class KeptForm:
                 )
         with ThreadPoolExecutor(1) as aside:
             found = {file: aside.submit(_checksum, file) for file in wanted}
-            yield
-            for file, (_, checksum) in wanted.items():
-                if (got := found[file].result()) != checksum:
-                    raise self._corrupt(file.name, f"CRC-32 {checksum:08x}", f"{got:08x}")
+            try:
+                yield
+            finally:  # what could not be opened may have changed, which says more
+                for file, (_, checksum) in wanted.items():
+                    if (got := found[file].result()) != checksum:
+                        raise self._corrupt(file.name, f"CRC-32 {checksum:08x}", f"{got:08x}")
 
     def _corrupt(self, name: str, expected: str, got: str) -> CorruptError:
         return CorruptError(

@@ -290,9 +290,12 @@ def _keep(candidate: Candidate, package: Package, home: Path, host: str) -> None
     )
     try:
         run_confined(_CHILD, msgspec.to_builtins(order), policy, timeout=_TIMEOUT)
+        why = None if any(cache.iterdir()) else "the engine could not write it"
     except MlosError as error:
+        why = error.message
+    if why is not None:
         shutil.rmtree(cache, ignore_errors=True)
-        _log.warning("no compiled form of %s (%s) is kept: %s", package.name, candidate, error.message)
+        _log.warning("no compiled form of %s (%s) is kept: %s", package.name, candidate, why)
 
 
 def tolerance_of_own(package: Package, precision: str) -> str:
