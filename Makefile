@@ -12,8 +12,8 @@ help: ## Show this list
 e2e-test: setup ## Package, serve and validate the default models; write the dashboard (SET=all, MODELS=bert,t5, WEIGHTS=small, TIER=release)
 	$(BIN)/mlos validate --set $(or $(SET),default) --models "$(MODELS)" --weights $(or $(WEIGHTS),auto) --tier $(or $(TIER),smoke) --results $(MLOS_RESULTS) --keep
 
-test: setup lint types ## Lint, types and the tests
-	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15
+test: setup lint types ## Lint, types and the tests, by two processes (TESTERS=4)
+	$(BIN)/python -m pytest -m "not slow and not soak" --durations 15 -n $(or $(TESTERS),2) --dist loadfile
 
 coverage: setup ## The tests again, and how much of the code they run, child processes included (takes twice as long)
 	@rm -rf .cache/coverage && mkdir -p .cache/coverage

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from mlos.store import Package, Store
 
 AXON = Path(sys.executable).with_name("axon")
@@ -33,13 +35,14 @@ class Installed:
     def _package(self, reference: str) -> Package:
         """It, packaged now if it was not before; a variant brings its original along."""
         store = Store(self.home / "store")
-        if reference not in self._named(store):
-            subprocess.run(
-                [AXON, "install", reference, "--output", "quiet"],
-                env=os.environ | {"MLOS_HOME": str(self.home)},
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+        with FileLock(self.home / f"{reference.replace('/', '_')}.lock"):
+            if reference not in self._named(store):
+                subprocess.run(
+                    [AXON, "install", reference, "--output", "quiet"],
+                    env=os.environ | {"MLOS_HOME": str(self.home)},
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
         return self._named(store)[reference]
 
     @staticmethod

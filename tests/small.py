@@ -1,6 +1,7 @@
 """The small variants of the catalogue's models, each seeded and converted once in a whole run of the tests.
 
-The children's own code runs here in the tests' process, which has the framework loaded: a model takes a
+Several processes that run tests share what was made: who needs a model first makes it, and the others wait. The
+children's own code runs here in the tests' process, which has the framework loaded: a model takes a
 second or two instead of a dozen. That the real programs do the same in confined children, the tests of
 installing show.
 """
@@ -10,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import torch
+from filelock import FileLock
+from pydantic import BaseModel, RootModel
 
 from mlos import __version__, formats
 from mlos.axon import convert, prove_child
@@ -32,6 +36,8 @@ from mlos.model import Artifact, FileEntry, FileRole, InferenceRequest, Manifest
 from mlos.parity import tolerance_of
 from mlos.store import InstallRecord, Package, Store
 from mlos.tasks import Limits, Silence, tasks_of
+
+Made = TypeVar("Made", bound=BaseModel)
 
 
 def _silence(event: dict[str, Any]) -> None:
@@ -112,35 +118,31 @@ class Candidate:
         return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role=role)
 
 
-@dataclass
+class Proved(RootModel[tuple[ParityMeasure, ...]]):
+    """The measures of a parity that passed."""
+
+
+@dataclass(frozen=True)
 class Small:
     """What was made so far, below ``folder``."""
 
     folder: Path
-    _converted: dict[str, Converted] = field(default_factory=dict)
-    _proved: dict[str, tuple[ParityMeasure, ...]] = field(default_factory=dict)
 
     def repository(self, name: str) -> Path:
         """The small variant of a model in the hub's layout. Not to be written to."""
         destination = self.folder / "repositories" / name
-        if not destination.exists():
-            destination.mkdir(parents=True)
-            seed(name, destination)
+        with self._turn(f"{name}.repository"):
+            if not destination.exists():
+                passing = destination.with_name(f"{name}.passing")
+                passing.mkdir(parents=True)
+                seed(name, passing)
+                passing.rename(destination)
         return destination
 
     def converted(self, name: str) -> tuple[Path, Converted]:
         """It converted, and the folder it lies in. Not to be written to."""
         output = self.folder / "converted" / name
-        if name not in self._converted:
-            output.mkdir(parents=True)
-            entry = catalogue().entries[name]
-            if entry.seeded is not None and entry.seeded.form == "onnx":
-                self._converted[name] = self._taken(entry, output)
-                return output, self._converted[name]
-            requests = [(case.name, case.request) for case in entry.golden]
-            order = convert.order(self.repository(name), output, requests, entry.tasks)
-            self._converted[name] = Converted.model_validate(_run(child.main, order))
-        return output, self._converted[name]
+        return output, self._once(f"{name}.converted", Converted, lambda: self._convert(name, output))
 
     def candidate(self, name: str, folder: Path) -> Candidate:
         """A copy of it in the new folder ``folder``, to be proved or damaged."""
@@ -153,10 +155,29 @@ class Small:
         with store.staging() as staging:
             shutil.rmtree(staging.folder)
             candidate = self.candidate(name, staging.folder)
-            if name not in self._proved:
-                self._proved[name] = candidate.prove()
+            parity = self._once(f"{name}.proved", Proved, lambda: Proved(candidate.prove())).root
             record = InstallRecord(installed_at=datetime.now(UTC), axon=__version__)
-            return store.commit(staging, candidate.draft(parity=self._proved[name]), record)
+            return store.commit(staging, candidate.draft(parity=parity), record)
+
+    def _once(self, name: str, kind: type[Made], make: Callable[[], Made]) -> Made:
+        """What ``make`` makes, or made before, here or in another process."""
+        kept = self.folder / f"{name}.json"
+        with self._turn(name):
+            if not kept.exists():
+                kept.write_text(make().model_dump_json())
+            return kind.model_validate_json(kept.read_text())
+
+    def _turn(self, name: str) -> FileLock:
+        return FileLock(self.folder / f"{name}.lock")
+
+    def _convert(self, name: str, output: Path) -> Converted:
+        output.mkdir(parents=True)
+        entry = catalogue().entries[name]
+        if entry.seeded is not None and entry.seeded.form == "onnx":
+            return self._taken(entry, output)
+        requests = [(case.name, case.request) for case in entry.golden]
+        order = convert.order(self.repository(name), output, requests, entry.tasks)
+        return Converted.model_validate(_run(child.main, order))
 
     def _taken(self, entry: Entry, output: Path) -> Converted:
         """An ONNX file as it is, its test data as the golden record."""
