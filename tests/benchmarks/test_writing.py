@@ -87,7 +87,7 @@ def test_a_prompt_is_asked_in_openais_words() -> None:
 
 def test_only_sides_that_speak_openai_are_asked_so() -> None:
     spoken = {name for name in peer_names() if "openai" in side_named(name).speaks}
-    assert spoken == {"llama_cpp_server", "xllamacpp"}
+    assert spoken == {"llama_cpp_server", "openvino_genai", "xllamacpp"}
     assert "openai" in Mlos("mlos").speaks
     for name in spoken:
         assert side_named(name).speaks == {"openai"}
