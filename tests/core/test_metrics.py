@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from tests.core import packages
-from tests.core.conftest import Server, Servers
+from tests.core.conftest import Server, Servers, Start
 from tests.core.plugins import install_counting
 from tests.core.test_stream import LONG, ask_raw
 
@@ -36,6 +37,12 @@ TRITON = {
     "nv_cpu_utilization": "gauge",
     "nv_cpu_memory_total_bytes": "gauge",
     "nv_cpu_memory_used_bytes": "gauge",
+    "nv_gpu_utilization": "gauge",
+    "nv_gpu_memory_total_bytes": "gauge",
+    "nv_gpu_memory_used_bytes": "gauge",
+    "nv_gpu_power_usage": "gauge",
+    "nv_gpu_power_limit": "gauge",
+    "nv_energy_consumption": "counter",
 }
 VLLM = {
     "vllm:num_requests_running": "gauge",
@@ -213,6 +220,39 @@ def test_installs_loads_memory_and_the_host_are_told(served: Server) -> None:
     assert 0 < used < whole
     assert total(found, "nv_cpu_memory_total_bytes") == whole
     assert 0 <= total(found, "nv_cpu_utilization") <= 1
+
+
+def test_gpus_tell_what_they_know(
+    tmp_path: Path, start: Start, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NVIDIA's own bindings, over a library that stands in for the driver's."""
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("nvml.c")], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    of_gpus = re.compile("mlos_gpu_|nv_gpu_|nv_energy_")
+    told = [one for one in samples(start()) if of_gpus.match(one.name)]
+    first, second = ({"gpu_uuid": name} for name in ("GPU-one", "GPU-two"))
+    assert {one.name: one.value for one in told if one.labels == first} == {
+        "mlos_gpu_utilization": 0.25,
+        "mlos_gpu_memory_total_bytes": 4000,
+        "mlos_gpu_memory_used_bytes": 1000,
+        "mlos_gpu_power_watts": 70.5,
+        "mlos_gpu_power_limit_watts": 300,
+        "mlos_gpu_energy_joules_total": 1234.5,
+        "nv_gpu_utilization": 0.25,
+        "nv_gpu_memory_total_bytes": 4000,
+        "nv_gpu_memory_used_bytes": 1000,
+        "nv_gpu_power_usage": 70.5,
+        "nv_gpu_power_limit": 300,
+        "nv_energy_consumption": 1234.5,
+    }
+    assert {one.name: one.value for one in told if one.labels == second} == {
+        f"{whose}_gpu_memory_{name}_bytes": value
+        for whose in ("mlos", "nv")
+        for name, value in (("total", 4000), ("used", 1000))
+    }
+    assert len(told) == 16
+    assert not [one for one in samples(served) if of_gpus.match(one.name)] or Path("/dev/nvidiactl").exists()
 
 
 def test_names_types_and_labels_are_theirs(served: Server) -> None:

@@ -19,6 +19,7 @@ from mlos.core import metric_aliases
 from mlos.core.replica import Replica, State
 from mlos.core.supervisor import Supervisor
 from mlos.core.worker_protocol import Answer
+from mlos.host.gpu import Gpu, gpus
 
 _Family = TypeVar("_Family", Counter, Histogram)
 
@@ -26,6 +27,7 @@ MODE = "userspace"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ("model", "version")
 _VARIANT = (*_MODEL, "engine", "precision", "mode")
+_GPU = ("gpu_uuid",)
 _FINISH_REASONS = ("stop", "length")
 _BUCKETS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -106,6 +108,7 @@ class Metrics:
             __version__
         ).set(1)
         self.registry.register(_Replicas(supervisor))
+        self.registry.register(_Gpus())
         for name, help_text, read in _HOST:
             Gauge(name, help_text, registry=self.registry).set_function(read)
 
@@ -203,6 +206,27 @@ class _Replicas(Collector):
             yield family
 
 
+class _Gpus(Collector):
+    """The host's GPUs, whoever uses them."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, one sample a GPU; a value that it does not tell is left out."""
+        found = gpus()
+        for name, help_text, value in _GPU_GAUGES:
+            family = GaugeMetricFamily(name, help_text, labels=_GPU)
+            for gpu in found:
+                if (known := value(gpu)) is not None:
+                    family.add_metric((gpu.uuid,), known)
+            yield family
+        energy = CounterMetricFamily(
+            "mlos_gpu_energy_joules", "Energy that the GPU took since its driver was loaded", labels=_GPU
+        )
+        for gpu in found:
+            if gpu.energy_joules is not None:
+                energy.add_metric((gpu.uuid,), gpu.energy_joules)
+        yield energy
+
+
 def _cpu_share() -> float:
     return float(psutil.cpu_percent()) / 100
 
@@ -225,6 +249,14 @@ _HOST: tuple[tuple[str, str, Callable[[], float]], ...] = (
     ("mlos_host_cpu_utilization", "Share of the host's processors in use since the last scrape", _cpu_share),
     ("mlos_host_memory_total_bytes", "Memory of the host", lambda: psutil.virtual_memory().total),
     ("mlos_host_memory_used_bytes", "Memory of the host in use", lambda: psutil.virtual_memory().used),
+)
+
+_GPU_GAUGES: tuple[tuple[str, str, Callable[[Gpu], float | None]], ...] = (
+    ("mlos_gpu_utilization", "Share of the last sample period it computed in", lambda gpu: gpu.utilization),
+    ("mlos_gpu_memory_total_bytes", "Memory of the GPU", lambda gpu: gpu.memory_total_bytes),
+    ("mlos_gpu_memory_used_bytes", "Memory of the GPU in use", lambda gpu: gpu.memory_used_bytes),
+    ("mlos_gpu_power_watts", "Power that the GPU draws", lambda gpu: gpu.power_watts),
+    ("mlos_gpu_power_limit_watts", "Power that the GPU may draw", lambda gpu: gpu.power_limit_watts),
 )
 
 
