@@ -79,6 +79,15 @@ def test_a_form_in_another_encoding_is_refused_before_it_is_decoded() -> None:
     assert asyncio.run(of_form(Headers({"content-type": plain}), body)) == InferenceRequest(text="a" * 10)
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "us-ascii"])
+def test_text_that_is_not_in_its_encoding_is_refused_and_not_read_as_another(charset: str) -> None:
+    kind = Headers({"content-type": f"multipart/form-data; boundary=x; charset={charset}"})
+    head = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n'
+    with pytest.raises(InvalidInputError, match="the text of 'text' is not "):
+        asyncio.run(of_form(kind, head + b"caf\xe9" + b"\r\n--x--\r\n"))
+    assert asyncio.run(of_form(kind, head + b"cafe" + b"\r\n--x--\r\n")) == InferenceRequest(text="cafe")
+
+
 def test_a_field_that_stands_twice_in_an_address_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="stands 2 times"):
         of_file(PICTURE, "image", QueryParams([("task", "a"), ("task", "b")]))

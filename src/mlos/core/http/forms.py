@@ -22,7 +22,11 @@ _MOST_FILES, _MOST_FIELDS = 64, 64
 
 
 class _Parser(MultiPartParser):
-    """starlette's, with every file kept in memory: the body is there already, and bounded."""
+    """starlette's, with every file kept in memory: the body is there already, and bounded.
+
+    A field that is not in the encoding it is said to be in is refused: starlette would read it as Latin-1, and
+    the model would be asked about another text.
+    """
 
     def __init__(self, headers: Headers, body: bytes) -> None:
         super().__init__(
@@ -33,6 +37,16 @@ class _Parser(MultiPartParser):
             max_part_size=max(len(body), 1),
         )
         self.spool_max_size = len(body) + 1
+
+    def on_part_end(self) -> None:
+        """Take in a part that is complete."""
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode(self._charset)
+            except UnicodeDecodeError as error:
+                name = self._current_part.field_name[:100]
+                raise MultiPartException(f"the text of {name!r} is not {self._charset}: {error}") from error
+        super().on_part_end()
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
