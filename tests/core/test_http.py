@@ -146,6 +146,16 @@ def test_files_are_bodies_too_and_a_model_of_tensors_says_that_it_takes_none(sha
     assert shared.infer("double", {"image": "no base64!"}).error["field"] == "image"
 
 
+def test_the_fields_of_an_address_are_utf_8(shared: Server) -> None:
+    def field(query: bytes) -> str:
+        head = b"POST /v1/models/double/inference?%b=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" % query
+        answer = shared.raw(head + b"content-type: image/png\r\ncontent-length: 1\r\n\r\nx")
+        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["field"])
+
+    assert field(b"caf%C3%A9") == "caf\u00e9"  # the name of no field
+    assert field(b"caf%E9") == "query"
+
+
 def test_a_request_id_is_kept_if_it_is_sane(shared: Server) -> None:
     assert shared.infer("embedder", TEXT, **{"X-Request-Id": "abc-1.2"}).json["request_id"] == "abc-1.2"
     for mad in ("a b", "<x>", "x" * 500, ""):

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import re
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 
 from mlos.core.http import forms
@@ -103,10 +105,21 @@ async def understand(request: Request, body: bytes) -> InferenceRequest:
     if kind == "multipart/form-data":
         return await forms.of_form(request.headers, body)
     if kind.startswith("audio/"):
-        return forms.of_file(body, "audio", request.query_params)
+        return forms.of_file(body, "audio", _query(request))
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return forms.of_file(body, "image", request.query_params)
+        return forms.of_file(body, "image", _query(request))
     return decode(_DECODER, body)
+
+
+def _query(request: Request) -> QueryParams:
+    """The fields of an address; what is not UTF-8 is refused, where starlette would replace it."""
+    try:
+        fields = request.scope["query_string"].decode("latin-1")  # the parser lets ASCII through alone
+        return QueryParams(parse_qsl(fields, keep_blank_values=True, errors="strict"))
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            "the fields of the address are not UTF-8", field="query", expected="UTF-8", got=str(error)
+        ) from error
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
