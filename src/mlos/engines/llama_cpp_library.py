@@ -16,11 +16,12 @@ from mlos.errors import MissingExtraError, RefusedError, WorkerError
 _WARNING, _ERROR = 3, 4
 """Levels of the library's messages that say what went wrong (``ggml.h``)."""
 _KEPT = 3
-_SPIN = "300"
+_SPIN = "1000"
 """How often a thread of OpenMP looks again before it sleeps: some microseconds, enough for the waits within a
 token. By its default it spins for milliseconds, which slows whatever else wants the processor, and the model
-itself where that is busy: a token of a billion parameters took 24 ms on two free cores and up to 300 on busy
-ones; like this, 26 and 60."""
+itself where that is busy. A token of a billion parameters took, on two cores of a Zen 3 that were free, and
+beside a process that kept one busy: 35 and up to 300 ms by the default, 38 and 81 like this, 46 and 76 with 300
+looks, 37 and 96 with 2000."""
 _messages: list[str] = []
 """The last errors the library told of: it returns none, it only says them."""
 _listeners: list[Callable[[str], None]] = []
