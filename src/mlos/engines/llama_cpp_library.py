@@ -20,8 +20,8 @@ _SPIN = "1000"
 """How often a thread of OpenMP looks again before it sleeps: some microseconds, enough for the waits within a
 token. By its default it spins for milliseconds, which slows whatever else wants the processor, and the model
 itself where that is busy. A token of a billion parameters took, on two cores of a Zen 3 that were free, and
-beside a process that kept one busy: 35 and up to 300 ms by the default, 38 and 81 like this, 46 and 76 with 300
-looks, 37 and 96 with 2000."""
+beside a process that kept one busy: 35 and 74 to 182 ms by the default, 39 and 81 like this, 46 and 76 with 300
+looks, 38 and 96 with 2000."""
 _messages: list[str] = []
 """The last errors the library told of: it returns none, it only says them."""
 _listeners: list[Callable[[str], None]] = []

@@ -7,11 +7,15 @@ milliwatts and millijoules.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ def _nvml() -> ModuleType | None:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return None
-    import pynvml  # type: ignore[import-untyped]  # it ships no types
-
+    nvml = importlib.import_module("pynvml")
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # a library without its driver, as in an image made for GPUs
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:  # a driver of another version, or a library without one
+        _log.warning("the metrics tell of no GPU: NVML does not start: %s", error)
         return None
-    return pynvml  # type: ignore[no-any-return]
+    return nvml
