@@ -15,7 +15,8 @@ from mlos.host.environment import record
 from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tune import Precision, Tuning, chosen
-from mlos.tune.record import compiled_folder
+from mlos.tune.candidates import streamed
+from mlos.tune.record import Candidate, compiled_folder
 from mlos.tune.shapes import BATCH
 from mlos.tune.tuner import tune
 
@@ -57,6 +58,13 @@ def tuning(home: Path, package: Package) -> Tuning:
         return tune(package, "auto", Settings(home=home), QUIET, threads=2, pairs=3, seed=5)
 
 
+@pytest.fixture
+def believed(tuning: Tuning) -> Tuning:
+    """The record as a server believes it that has no such engine: what is not installed puts it in doubt."""
+    engines = {engine: version for engine, version in tuning.engines.items() if engine != "liar"}
+    return tuning.model_copy(update={"engines": engines})
+
+
 def test_every_engine_and_precision_is_tried_and_the_default_first(tuning: Tuning, package: Package) -> None:
     tried = [(trial.candidate.engine, trial.candidate.precision) for trial in tuning.trials]
     assert tried[0] == ("onnxruntime", "fp32")
@@ -91,16 +99,28 @@ def test_what_passed_was_held_to_the_row_of_its_precision_and_timed(tuning: Tuni
             assert all(len(times) == 6 and min(times) > 0 for times in side.values())
 
 
-def test_what_serves_a_run_alone_is_timed_in_streams_too(tuning: Tuning, package: Package) -> None:
-    alone = [trial for trial in tuning.trials if trial.candidate.streams == 1]
-    several = tuning.trials[len(alone) :]
-    assert {trial.candidate.streams for trial in several} == {2}
+def test_what_serves_a_run_alone_is_timed_in_streams_too(
+    tuning: Tuning, believed: Tuning, package: Package
+) -> None:
+    """Which candidate serves a run alone depends on the time; one with one thread has nothing to share."""
+    one = [trial for trial in tuning.trials if trial.candidate.streams == 1]
+    several = tuning.trials[len(one) :]
+    choice = chosen(package, (), believed, "fp32", threads=2, fixed_threads=False).candidate
+    alone = choice.model_copy(update={"streams": 1})
+    own = [trial for trial in several if trial.candidate.model_copy(update={"streams": 1}) == alone]
+    assert [trial.candidate for trial in own] == list(streamed(alone, package.manifest.artifact))
+    assert choice.streams == (2 if any(trial.verdict == "faster" for trial in own) else 1)
     for trial in several:
         best = trial.candidate.model_copy(update={"streams": 1})
-        assert best in [each.candidate for each in alone if each.verdict in ("default", "faster")]
+        assert best in [each.candidate for each in one if each.verdict in ("default", "faster")]
         assert f"of the time of runs in a row by {best}" in trial.reason
-    choice = chosen(package, (), tuning, "fp32", threads=2, fixed_threads=False)
-    assert choice.candidate.streams == (2 if several[0].verdict == "faster" else 1)
+
+
+def test_the_threads_are_shared_by_two_runs_up_to_as_many_as_threads(package: Package) -> None:
+    artifact = package.manifest.artifact
+    for threads, streams in ((1, []), (2, [2]), (8, [8, 4, 2])):
+        alone = Candidate(digest=package.digest, engine="onnxruntime", precision="fp32", threads=threads)
+        assert [each.streams for each in streamed(alone, artifact)] == streams
 
 
 def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:
@@ -112,14 +132,12 @@ def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:
 
 
 def test_what_an_engine_compiled_is_kept_for_the_choice_alone(
-    tuning: Tuning, package: Package, home: Path
+    tuning: Tuning, believed: Tuning, package: Package, home: Path
 ) -> None:
     kept = {
         trial.candidate.engine: compiled_folder(home, tuning.host.id, trial.candidate)
         for trial in tuning.trials
     }
-    installed = {engine: version for engine, version in tuning.engines.items() if engine != "liar"}
-    believed = tuning.model_copy(update={"engines": installed})
     classes: set[Precision] = {"fp32", "auto"}
     served = {
         chosen(package, (), believed, each, threads=2, fixed_threads=False).candidate.engine for each in classes
