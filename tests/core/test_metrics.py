@@ -226,11 +226,8 @@ def test_gpus_tell_what_they_know(
     tmp_path: Path, start: Start, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By NVIDIA's own bindings, over a library that stands in for the driver's."""
-    library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("nvml.c")], check=True)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    of_gpus = re.compile("mlos_gpu_|nv_gpu_|nv_energy_")
-    told = [one for one in samples(start()) if of_gpus.match(one.name)]
+    _stand_in(tmp_path, monkeypatch, starts=0)
+    told = _of_gpus(start())
     first, second = ({"gpu_uuid": name} for name in ("GPU-one", "GPU-two"))
     assert {one.name: one.value for one in told if one.labels == first} == {
         "mlos_gpu_utilization": 0.25,
@@ -252,7 +249,29 @@ def test_gpus_tell_what_they_know(
         for name, value in (("total", 4000), ("used", 1000))
     }
     assert len(told) == 16
-    assert not [one for one in samples(served) if of_gpus.match(one.name)] or Path("/dev/nvidiactl").exists()
+    assert not _of_gpus(served) or Path("/dev/nvidiactl").exists()
+
+
+def test_a_driver_that_does_not_start_is_told_of_once_and_costs_no_metrics(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_in(tmp_path, monkeypatch, starts=9)
+    server = start()
+    assert not _of_gpus(server)
+    assert not _of_gpus(server)
+    told = "the metrics tell of no GPU: NVML does not start: Driver Not Loaded"
+    assert server.log.read_text().count(told) == 1
+
+
+def _stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *, starts: int) -> None:
+    """Have servers find a library in place of the driver's, which says ``starts`` when it is to start."""
+    source, library = Path(__file__).with_name("nvml.c"), folder / "libnvidia-ml.so.1"
+    subprocess.run(["cc", f"-DSTARTS={starts}", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+
+
+def _of_gpus(server: Server) -> list[Sample]:
+    return [one for one in samples(server) if re.match("mlos_gpu_|nv_gpu_|nv_energy_", one.name)]
 
 
 def test_names_types_and_labels_are_theirs(served: Server) -> None:
