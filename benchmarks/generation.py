@@ -56,7 +56,7 @@ def serving(digest: str, sequences: int) -> Iterator[Callable[[int], None]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, and print."""
     parser = argparse.ArgumentParser(description="Generations together, one alone, and one after another.")
-    parser.add_argument("model", nargs="?", default="tinyllama", help="an installed language model")
+    parser.add_argument("model", nargs="?", default="tinyllama", help="an installed model that writes")
     parser.add_argument("--streams", type=int, default=8, help="generations at a time")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each")
     parser.add_argument("--groups", type=int, default=10, help="groups of four blocks")

@@ -18,7 +18,7 @@ from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.axon.prove_child import answer
 from mlos.engines import EncoderDecoder, open_model
-from mlos.engines.encoder_decoder import Decoding
+from mlos.engines.decoding import Decoding
 from mlos.errors import InvalidInputError, ParityError, PayloadTooLargeError, RefusedError
 from mlos.formats import verify
 from mlos.parity import GoldenRecord, compare_outputs, require, tolerance_named, vacuity

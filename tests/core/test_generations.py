@@ -20,7 +20,9 @@ from mlos.accel.userspace import UserspaceFront, UserspaceWorker
 from mlos.core.answering import Model
 from mlos.core.worker import serve
 from mlos.core.worker_protocol import Answer
+from mlos.engines import Engine
 from mlos.engines.llama_cpp import LlamaCppEngine
+from mlos.engines.llama_cpp_together import Together
 from mlos.errors import (
     DeadlineError,
     InvalidInputError,
@@ -29,6 +31,7 @@ from mlos.errors import (
     UnavailableError,
     WorkerError,
 )
+from mlos.model import Manifest
 from mlos.store import Package, Store
 from mlos.tasks import LanguageTask, Tasks, tasks_of
 
@@ -48,8 +51,13 @@ def engine(llama: TinyLlama) -> LlamaCppEngine:
 
 
 @pytest.fixture(scope="module")
-def tasks(llama: TinyLlama) -> Tasks:
-    return tasks_of(llama.folder, llama.manifest(llama.artifacts["Q4_K_M"]))
+def manifest(llama: TinyLlama) -> Manifest:
+    return llama.manifest(llama.artifacts["Q4_K_M"])
+
+
+@pytest.fixture(scope="module")
+def tasks(llama: TinyLlama, manifest: Manifest) -> Tasks:
+    return tasks_of(llama.folder, manifest)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +82,8 @@ def asked(prompt: str, count: int = FEW, *, stream: bool = False, **parameters: 
 class Worker:
     """The worker's loop in a thread of this process, at the other end of a real channel."""
 
-    def __init__(self, llama: TinyLlama, engine: LlamaCppEngine, tasks: Tasks, sequences: int) -> None:
+    def __init__(self, manifest: Manifest, engine: Engine, tasks: Tasks, sequences: int) -> None:
         self.front = UserspaceFront(self.broken)
-        manifest = llama.manifest(llama.artifacts["Q4_K_M"])
         self.model = Model(tasks, engine, manifest, sequences=sequences)
         self.thread = threading.Thread(target=self.run, args=(UserspaceWorker(self.front.connect()),))
         self.thread.start()
@@ -122,10 +129,10 @@ Run = Callable[[Callable[[Worker], Coroutine[Any, Any, None]], int], None]
 
 
 @pytest.fixture
-def run(llama: TinyLlama, engine: LlamaCppEngine, tasks: Tasks) -> Run:
+def run(manifest: Manifest, engine: LlamaCppEngine, tasks: Tasks) -> Run:
     def within(work: Callable[[Worker], Coroutine[Any, Any, None]], sequences: int = 8) -> None:
         async def main() -> None:
-            worker = Worker(llama, engine, tasks, sequences)
+            worker = Worker(manifest, engine, tasks, sequences)
             try:
                 await asyncio.wait_for(work(worker), 120)
             finally:
@@ -137,12 +144,12 @@ def run(llama: TinyLlama, engine: LlamaCppEngine, tasks: Tasks) -> Run:
 
 
 @pytest.fixture(scope="module")
-def expected(llama: TinyLlama, engine: LlamaCppEngine, tasks: Tasks, prompts: list[str]) -> list[str]:
+def expected(manifest: Manifest, engine: LlamaCppEngine, tasks: Tasks, prompts: list[str]) -> list[str]:
     """What a worker writes that writes one at a time."""
     found: list[str] = []
 
     async def main() -> None:
-        worker = Worker(llama, engine, tasks, 1)
+        worker = Worker(manifest, engine, tasks, 1)
         for prompt in prompts:
             answer = await worker.answer(asked(prompt))
             assert (answer.batch, answer.steps) == (1, {})
@@ -237,14 +244,16 @@ def test_what_is_wrong_with_one_costs_the_others_nothing(
     async def work(worker: Worker) -> None:
         generations = worker.model._generations
         assert generations is not None
-        join = generations._sequences.join
+        places = generations._places
+        assert isinstance(places, Together)
+        join = places.join
 
         def poisoned(prompt: list[int], *more: Any) -> int | None:
             if len(prompt) > 500:
                 raise ZeroDivisionError("a bug that this prompt finds")
             return join(prompt, *more)
 
-        monkeypatch.setattr(generations._sequences, "join", poisoned)
+        monkeypatch.setattr(places, "join", poisoned)
         wrong: list[tuple[dict[str, Any], type[MlosError]]] = [
             (asked("word " * 3000), PayloadTooLargeError),
             (asked(prompts[0], top_z=1), InvalidInputError),

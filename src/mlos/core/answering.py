@@ -4,9 +4,9 @@ Together they are preprocessed and postprocessed one by one and computed as one,
 does not wait any more is left out of a group. A group that the model refuses is computed one by one, so that
 only the request that is wrong fails.
 
-What a language model writes goes on step by step, beside what else it writes (:mod:`mlos.core.generations`).
-Its other requests wait until nothing is written: a run of the engine, which nobody can interrupt, must hold up
-no stream.
+What is written token by token goes on step by step, beside what else is (:mod:`mlos.core.generations`).
+Other requests of such a model wait until nothing is written: a run of the engine, which nobody can interrupt,
+must hold up no stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -26,10 +26,10 @@ from mlos.core.generations import Generations, Written
 from mlos.core.jobs import JobStream, gone, guarded
 from mlos.core.watch import Watch
 from mlos.core.worker_protocol import Answer, Ask
-from mlos.engines import Engine, LanguageModel, SharedLanguageModel
+from mlos.engines import Engine, Shared
 from mlos.errors import DeadlineError, MlosError
 from mlos.model import InferenceRequest, Manifest
-from mlos.tasks import LanguageTask, Prepared, SinglePass, Task, Tasks
+from mlos.tasks import Prepared, SinglePass, Task, Tasks, Writer, WritingTask
 from mlos.tasks.batching import Member, apart, batch_axis, grouped, together
 
 
@@ -73,7 +73,7 @@ class Model:
         self._labels, self._longest = labels_of(manifest), longest
         self.most = most if batch_axis(manifest.artifact) is not None else 1
         """How many requests are computed together."""
-        places = engine.together(sequences) if isinstance(engine, SharedLanguageModel) else None
+        places = engine.together(sequences) if isinstance(engine, Shared) and tasks.beside else None
         self._generations = Generations(places) if places is not None else None
         self._writing: dict[int, _Begun] = {}
         """Whose generation is under way, by the number of the job."""
@@ -99,10 +99,12 @@ class Model:
             outcome = guarded(partial(self._begin, job))
             if isinstance(outcome, MlosError):
                 yield job, outcome
-            elif self._generations is not None and isinstance(outcome.task, LanguageTask):
-                refused = guarded(partial(self._write, self._generations, outcome, channel))
-                if refused is not None:
-                    yield job, refused
+                continue
+            writer = guarded(partial(self._writer, outcome))
+            if isinstance(writer, MlosError):
+                yield job, writer
+            elif writer is not None:
+                self._write(outcome, writer, channel)
             else:
                 begun[number] = outcome
         if self._writing:
@@ -119,7 +121,7 @@ class Model:
             begun = self._writing.pop(job.id)
             if isinstance(outcome, Written):
                 begun.computing, begun.finished = outcome.began, outcome.finished
-                begun.computed, begun.steps = outcome.generated, outcome.steps
+                begun.computed, begun.steps = outcome.computed, outcome.steps
                 yield job, guarded(partial(self._finish, begun, channel))
             else:
                 yield job, outcome
@@ -127,11 +129,17 @@ class Model:
             behind, self._behind = dict(enumerate(self._behind)), []
             yield from self._answered(behind, channel)
 
-    def _write(self, generations: Generations, begun: _Begun, channel: WorkerChannel) -> None:
+    def _writer(self, begun: _Begun) -> Writer | None:
+        """The answer, if it is to be written beside others."""
+        if self._generations is None or not isinstance(begun.task, WritingTask):
+            return None
+        return begun.task.writer(self._engine, begun.prepared)
+
+    def _write(self, begun: _Begun, writer: Writer, channel: WorkerChannel) -> None:
         """Let a generation join those that are under way."""
-        task, engine = cast("LanguageTask", begun.task), cast("LanguageModel", self._engine)
+        assert self._generations is not None
         stream = JobStream(channel, begun.job, wanted=begun.request.stream)
-        generations.add(begun.job, task.writer(engine, begun.prepared), stream)
+        self._generations.add(begun.job, writer, stream)
         self._writing[begun.job.id] = begun
 
     def _answered(

@@ -12,22 +12,23 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from mlos.accel import Job, WorkerChannel
 from mlos.core.jobs import JobStream, gone, guarded
-from mlos.engines import Sequences
+from mlos.engines import Places
 from mlos.errors import DeadlineError, MlosError
-from mlos.tasks import Generated, Writer
+from mlos.tasks import Writer
 
 
 @dataclass(frozen=True)
 class Written:
-    """A finished generation; from when to when it had a place, on the monotonic clock.
+    """A finished generation, as its task takes it; from when to when it had a place, on the monotonic clock.
 
     ``steps`` tells how many of its tokens came from steps of how many sequences.
     """
 
-    generated: Generated
+    computed: Any
     began: float
     finished: float
     steps: dict[int, int]
@@ -44,16 +45,16 @@ class _Generation:
 
 
 class Generations:
-    """Those of one worker. ``sequences`` are the model's places for them."""
+    """Those of one worker, in the model's places for them."""
 
-    def __init__(self, sequences: Sequences) -> None:
-        self._sequences = sequences
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._all: list[_Generation] = []
 
     @property
     def room(self) -> int:
         """How many may be added; none while one waits for room in the cache."""
-        return 0 if any(each.place is None for each in self._all) else self._sequences.free
+        return 0 if any(each.place is None for each in self._all) else self._places.free
 
     def __len__(self) -> int:
         return len(self._all)
@@ -76,7 +77,7 @@ class Generations:
 
         if not placed:
             return
-        tokens = guarded(partial(self._sequences.step, check))
+        tokens = guarded(partial(self._places.step, check))
         if isinstance(tokens, DeadlineError):  # nobody waits for any of them: the next step sees to that
             return
         if isinstance(tokens, MlosError):
@@ -96,8 +97,7 @@ class Generations:
     def _admit(self) -> Iterator[tuple[Job, MlosError]]:
         """Give places to those that have none, in turn, as far as there is room."""
         for each in [each for each in self._all if each.place is None]:
-            writer = each.writer
-            place = guarded(partial(self._sequences.join, writer.prompt, writer.sampling, writer.most))
+            place = guarded(partial(each.writer.join, self._places))
             if isinstance(place, MlosError):
                 yield self._end(each), place
             elif place is None:
@@ -114,5 +114,5 @@ class Generations:
     def _end(self, each: _Generation) -> Job:
         self._all.remove(each)
         if each.place is not None:
-            self._sequences.leave(each.place)
+            self._places.leave(each.place)
         return each.job

@@ -11,11 +11,20 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+from mlos.engines.decoding import Cohorts
 from mlos.engines.encoder_decoder import PARTS, EncoderDecoder
 from mlos.engines.engine import CompilingEngine, Engine, InterruptibleEngine, compiles, interruptible
 from mlos.engines.gguf_vocabulary import vocabulary_of
 from mlos.engines.inputs import check_inputs, check_outputs
-from mlos.engines.language import LanguageModel, Sampling, Sequences, SharedLanguageModel, Vocabulary
+from mlos.engines.language import (
+    LanguageModel,
+    Places,
+    Sampling,
+    Sequences,
+    Shared,
+    SharedLanguageModel,
+    Vocabulary,
+)
 from mlos.engines.llama_cpp_encoder import LlamaCppEncoder, is_encoder
 from mlos.engines.side_by_side import SideBySide, asked_of
 from mlos.engines.streams import Streams
@@ -28,13 +37,16 @@ _LIBRARIES = {"llama-cpp": "llama-cpp-python"}
 
 __all__ = [
     "GROUP",
+    "Cohorts",
     "CompilingEngine",
     "EncoderDecoder",
     "Engine",
     "InterruptibleEngine",
     "LanguageModel",
+    "Places",
     "Sampling",
     "Sequences",
+    "Shared",
     "SharedLanguageModel",
     "SideBySide",
     "Streams",

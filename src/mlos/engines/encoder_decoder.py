@@ -11,13 +11,13 @@ its keys and values with the new tokens' behind (``present.i.key``, ``present.i.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlos.engines.decoding import MASK, Cache, Cohorts, Decoding
 from mlos.engines.engine import Engine
 from mlos.engines.inputs import check_inputs, check_outputs
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
@@ -32,21 +32,6 @@ MAX_VALUES = 1 << 25
 MAX_STEPS = 512
 """Most steps of one run, which nobody can interrupt."""
 _CROSS, _PAST, _PRESENT = "cross.", "past.", "present."
-
-
-@dataclass
-class Decoding:
-    """Sequences under way: what the encoder gave, and the decoder's cache. Rows are sequences."""
-
-    fixed: dict[str, NDArray[Any]]
-    past: dict[str, NDArray[Any]]
-
-    def select(self, rows: NDArray[np.int64]) -> None:
-        """Go on with the cache of these rows in this order; a row may come several times.
-
-        The encoder's part is not moved: each row and the one it continues must be of the same source.
-        """
-        self.past = {name: np.ascontiguousarray(tensor[rows]) for name, tensor in self.past.items()}
 
 
 class EncoderDecoder:
@@ -121,10 +106,10 @@ class EncoderDecoder:
     def begin(self, inputs: Tensors, copies: int = 1) -> Decoding:
         """Encode a batch, and be ready to decode ``copies`` sequences of each of its rows, side by side."""
         encoded = self._encoder.run(inputs)
-        fixed = {"attention_mask": inputs["attention_mask"]} | {
+        fixed = {MASK: inputs[MASK]} | {
             name: tensor for name, tensor in encoded.items() if name.startswith(_CROSS)
         }
-        batch = len(inputs["attention_mask"]) * copies
+        batch = len(inputs[MASK]) * copies
         sizes = {"batch": batch, "past": 0}
         past = {
             spec.name: np.zeros(
@@ -136,6 +121,14 @@ class EncoderDecoder:
 
     def step(self, decoding: Decoding, tokens: NDArray[Any]) -> NDArray[Any]:
         """Logits (batch, target, vocabulary) after each of ``tokens`` (batch, target); they join the cache."""
+        logits, decoding.past = self.following(decoding, tokens)
+        return logits
+
+    def following(self, decoding: Decoding, tokens: NDArray[Any]) -> tuple[NDArray[Any], Cache]:
+        """What :meth:`step` gives, and the cache with ``tokens`` in it; ``decoding`` stays as it is."""
         given = self._decoder.run({DECODER_INPUT: tokens, **decoding.fixed, **decoding.past})
-        decoding.past = {name: given[_PRESENT + name.removeprefix(_PAST)] for name in decoding.past}
-        return given[LOGITS]
+        return given[LOGITS], {name: given[_PRESENT + name.removeprefix(_PAST)] for name in decoding.past}
+
+    def together(self, most: int) -> Cohorts | None:
+        """See :class:`mlos.engines.Shared`."""
+        return Cohorts(self, most) if most > 1 else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mlos.engines.engine import Engine
-from mlos.errors import WorkerError
+from mlos.errors import MlosError
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,38 @@ class LanguageModel(Engine, Protocol):
         ...
 
 
-class Sequences(Protocol):
-    """Places for sequences that are continued together. A step computes for all of them at once.
+class Places(Protocol):
+    """Places for sequences that are continued together, each step computing for all of them.
 
-    A sequence takes a place, reads its prompt over some steps, and then has a token at every step. What has
-    been read for it is kept until its room is needed; a prompt that begins as another did, one still there or
-    one that has left, is read from where it differs. The last bits of what is computed depend on what is
-    computed beside it, so a sequence is what it would be alone up to its tolerance. One thread uses it.
+    The last bits of what is computed depend on what is computed beside it, so a sequence is what it would be
+    alone up to its tolerance. How a sequence takes a place is each engine's own. One thread uses it.
     """
 
     @property
     def free(self) -> int:
         """Places that nobody has."""
         ...
+
+    def step(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
+        """The next token of each place whose prompt is read, or the error that it ended with.
+
+        A place with an error is to be left. ``check`` is called every few milliseconds, or between runs of an
+        engine that cannot be interrupted; what it raises is raised here, and nothing of the step is kept.
+        """
+        ...
+
+    def leave(self, place: int) -> None:
+        """Give up a place."""
+        ...
+
+
+class Sequences(Places, Protocol):
+    """Places for sequences of a language model, which compute for all of them at once.
+
+    A sequence takes a place, reads its prompt over some steps, and then has a token at every step, until it has
+    had as many as were asked for. What has been read for it is kept until its room is needed; a prompt that
+    begins as another did, one still there or one that has left, is read from where it differs.
+    """
 
     def join(self, prompt: Sequence[int], sampling: Sampling, most: int) -> int | None:
         """Take a place for ``prompt`` and up to ``most`` tokens more; None while there is no room for them.
@@ -119,29 +138,24 @@ class Sequences(Protocol):
         """
         ...
 
-    def step(self, check: Callable[[], None]) -> dict[int, int | WorkerError]:
-        """The next token of each place whose prompt is read, or the error that it ended with.
-
-        A place that has had all its tokens has no more of them.
-
-        A place with an error is to be left. ``check`` is called every few milliseconds; what it raises is
-        raised here, and nothing of the step is kept.
-        """
-        ...
-
-    def leave(self, place: int) -> None:
-        """Give up a place."""
-        ...
-
 
 @runtime_checkable
-class SharedLanguageModel(LanguageModel, Protocol):
-    """A language model that may continue several sequences together."""
+class Shared(Protocol):
+    """An engine whose model may continue several sequences together."""
 
-    def together(self, most: int) -> Sequences | None:
+    def together(self, most: int) -> Places | None:
         """Places for up to ``most`` sequences; None where this model continues one at a time.
 
         Raises:
             WorkerError: if there is no memory for them.
         """
+        ...
+
+
+@runtime_checkable
+class SharedLanguageModel(LanguageModel, Shared, Protocol):
+    """A language model that may."""
+
+    def together(self, most: int) -> Sequences | None:
+        """See :class:`Shared`."""
         ...

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from mlos.engines.language import Sampling
 from mlos.engines.llama_cpp_context import CHUNK, Context, Sampler, Watch, checked_prompt
 from mlos.engines.llama_cpp_library import Model, library
-from mlos.errors import WorkerError
+from mlos.errors import MlosError, WorkerError
 
 MAX_CACHE_BYTES = 256 << 20
 """Most memory of the cache, where one sequence of full length does not need more."""
@@ -69,7 +69,7 @@ class Together:
 
     @property
     def free(self) -> int:
-        """See :class:`mlos.engines.Sequences`."""
+        """See :class:`mlos.engines.Places`."""
         return sum(place.sampler is None for place in self._places)
 
     def join(self, prompt: Sequence[int], sampling: Sampling, most: int) -> int | None:
@@ -95,13 +95,13 @@ class Together:
         self._make_room()
         return place.number
 
-    def step(self, check: Callable[[], None]) -> dict[int, int | WorkerError]:
-        """See :class:`mlos.engines.Sequences`."""
+    def step(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
+        """See :class:`mlos.engines.Places`."""
         pieces = self._pieces()
         return self._compute(pieces, check) if pieces else {}
 
     def leave(self, place: int) -> None:
-        """See :class:`mlos.engines.Sequences`."""
+        """See :class:`mlos.engines.Places`."""
         left = self._places[place]
         left.ahead, left.sampler, left.reserved, left.left = [], None, 0, next(self._clock)
 
@@ -131,7 +131,7 @@ class Together:
 
     def _compute(
         self, pieces: list[tuple[_Place, int]], check: Callable[[], None]
-    ) -> dict[int, int | WorkerError]:
+    ) -> dict[int, int | MlosError]:
         """Compute a step; where the library fails, place by place, so that only what is wrong fails."""
         last, watch = self._fill(pieces), Watch(check)
         done, failed = self._decode(watch)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from mlos.errors import InvalidInputError, NotFoundError, RefusedError
 from mlos.model import InferenceRequest, Manifest
-from mlos.tasks.generation import Generated, LanguageTask, Writer
+from mlos.tasks.generation import Generated, LanguageTask
 from mlos.tasks.prepared import Limits, Prepared, subject
-from mlos.tasks.task import Silence, SinglePass, Stream, Task
+from mlos.tasks.task import Silence, SinglePass, Stream, Task, Writer, WritingTask
 
 GROUP = "mlos.tasks.v1"
 TENSORS = "tensors"
@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "Tasks",
     "Writer",
+    "WritingTask",
     "tasks_of",
 ]
 
@@ -48,6 +49,11 @@ class Tasks:
     def names(self) -> tuple[str, ...]:
         """What a request may name as its task."""
         return tuple(self._tasks)
+
+    @property
+    def beside(self) -> bool:
+        """Whether any of them writes its answers beside others."""
+        return any(isinstance(task, WritingTask) and task.beside for task in self._tasks.values())
 
     def choose(self, request: InferenceRequest) -> Task:
         """The task the request names; else tensors for ``inputs``; else the first that accepts it.

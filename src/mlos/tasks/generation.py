@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 
-from mlos.engines import Engine, LanguageModel, Sampling, Vocabulary, vocabulary_of
+from mlos.engines import Engine, LanguageModel, Sampling, Sequences, Vocabulary, vocabulary_of
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest, Manifest
 from mlos.tasks.prepared import Known, Limits, Prepared, check_parameters, is_number, is_whole
@@ -128,8 +128,8 @@ class _Plan:
     stops: tuple[str, ...]
 
 
-class Writer:
-    """An answer under way: it takes the model's tokens one by one, and says when it has had enough.
+class Continuation:
+    """A language model's answer under way: see :class:`mlos.tasks.Writer`.
 
     ``prompt`` is what the model continues, choosing as ``sampling`` says, by at most ``most`` tokens.
     """
@@ -142,8 +142,12 @@ class Writer:
         self._writing, self._written = Writing(plan.stops), 0
         self._reason: FinishReason = "length"
 
+    def join(self, places: Sequences) -> int | None:
+        """See :class:`mlos.tasks.Writer`."""
+        return places.join(self.prompt, self.sampling, self.most)
+
     def take(self, token: int, stream: Stream) -> bool:
-        """Take the next token, and send what it makes certain; whether the answer is finished with it."""
+        """See :class:`mlos.tasks.Writer`."""
         self._written += 1
         if self._ends(token):
             self._reason = "stop"
@@ -155,7 +159,7 @@ class Writer:
         return self._writing.stopped or self._written >= self.most
 
     def finish(self, stream: Stream) -> Generated:
-        """The answer, when there will be no more tokens; what was held back of it is sent."""
+        """See :class:`mlos.tasks.Writer`."""
         if rest := self._writing.finish():
             stream.emit({"text": rest})
         return Generated(self._writing.text, self._reason, len(self.prompt), self._written)
@@ -171,6 +175,7 @@ class LanguageTask:
     """
 
     name: ClassVar[str]
+    beside = True
 
     def __init__(self, folder: Path, manifest: Manifest, limits: Limits) -> None:
         self._max_text_bytes = limits.max_text_bytes
@@ -212,7 +217,7 @@ class LanguageTask:
                     break
         return writer.finish(stream)
 
-    def writer(self, engine: LanguageModel, prepared: Prepared) -> Writer:
+    def writer(self, engine: LanguageModel, prepared: Prepared) -> Continuation:
         """The answer to a request, to be written by ``engine``, alone or beside others.
 
         Raises:
@@ -229,7 +234,7 @@ class LanguageTask:
             )
         plan = cast("_Plan", prepared.context)
         most = min(plan.max_tokens, engine.context_length - len(prompt))
-        return Writer(self._vocabulary, self._ends, prompt, plan, most)
+        return Continuation(self._vocabulary, self._ends, prompt, plan, most)
 
     def postprocess(self, prepared: Prepared, computed: Generated) -> dict[str, Any]:
         """``{"text", "finish_reason", "usage": {"prompt_tokens", "completion_tokens"}}``."""

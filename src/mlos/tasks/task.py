@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mlos.engines import Engine
 from mlos.model import InferenceRequest, Manifest, Tensors
@@ -75,6 +75,44 @@ class Task(Protocol):
 
         Raises:
             WorkerError: if the model answered NaN or infinity, for which JSON has no word.
+        """
+        ...
+
+
+class Writer(Protocol):
+    """An answer under way: it takes the model's tokens one by one, and says when it has had enough."""
+
+    def join(self, places: Any) -> int | None:
+        """Take one of the engine's ``places``; None while there is none, or no room in it.
+
+        Raises:
+            MlosError: if the engine will not go on with what is to be written.
+        """
+        ...
+
+    def take(self, token: int, stream: Stream) -> bool:
+        """Take the next token, and send what it makes certain; whether the answer is finished with it."""
+        ...
+
+    def finish(self, stream: Stream) -> Any:
+        """What ``postprocess`` takes, when there will be no more tokens; what was held back of it is sent."""
+        ...
+
+
+@runtime_checkable
+class WritingTask(Task, Protocol):
+    """A task whose answers are written token by token, and may be beside others.
+
+    ``beside`` tells whether those are that ask for nothing particular.
+    """
+
+    beside: bool
+
+    def writer(self, engine: Any, prepared: Prepared) -> Writer | None:
+        """The answer to a request, to be written beside others; None where it is computed alone.
+
+        Raises:
+            MlosError: if it cannot be written.
         """
         ...
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
-from mlos.engines import EncoderDecoder, Engine
+from mlos.engines import Cohorts, EncoderDecoder, Engine
 from mlos.errors import InvalidInputError, PayloadTooLargeError, RefusedError
-from mlos.model import InferenceRequest, Manifest
+from mlos.model import InferenceRequest, Manifest, Tensors
 from mlos.tasks.generation import MAX_TOKENS, FinishReason, Generated
 from mlos.tasks.prepared import (
     Known,
@@ -24,7 +24,7 @@ from mlos.tasks.prepared import (
     is_whole,
     texts_of,
 )
-from mlos.tasks.rules import Rule, Rules
+from mlos.tasks.rules import Rule, Rules, apply
 from mlos.tasks.search import Beams, beam_search, greedy
 from mlos.tasks.task import Stream
 from mlos.tasks.text import TextEncoder
@@ -32,6 +32,8 @@ from mlos.tasks.text import TextEncoder
 _MOST_BEAMS, _MOST_SEQUENCES, _MOST_TOKENS = 8, 64, 4096
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 """Rules that a package says and no request: what they name are numbers of its vocabulary."""
+_Told: TypeAlias = Literal["in parts", "whole", "never"]
+"""How a text is told to who waits for parts."""
 
 
 def _known(most: int) -> Known:
@@ -70,6 +72,11 @@ class _Answers:
     generated: tuple[Generated, ...]
 
     @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended, if it is one."""
+        return self.generated[0].finish_reason if len(self.generated) == 1 else None
+
+    @property
     def tokens(self) -> dict[str, int]:
         """Tokens of all texts, by what they were."""
         return {
@@ -90,6 +97,8 @@ class Text2TextGeneration:
     :class:`~mlos.tasks.search.Beams`), and the rules ``repetition_penalty``, ``no_repeat_ngram_size``,
     ``min_length`` and ``min_new_tokens``. One text is answered with ``{"text", "finish_reason", "usage"}``,
     several with a list of those. Greedy answers come in parts; a beam is not decided before its end.
+
+    The greedy answer to one text may be written beside others. Beams and several texts are computed alone.
     """
 
     name: ClassVar[str] = "text2text-generation"
@@ -120,6 +129,7 @@ class Text2TextGeneration:
         self._defaults: dict[str, Any] = {"max_tokens": min(MAX_TOKENS, most)} | _checked(
             options.get("generation") or {}, self._known
         )
+        self.beside = self._defaults.get("num_beams", 1) == 1
 
     def accepts(self, request: InferenceRequest) -> bool:
         """Every text has an answer."""
@@ -157,7 +167,6 @@ class Text2TextGeneration:
                 f"{engine.name} is no encoder-decoder", field="engine", expected="two graphs", got=engine.name
             )
         plan = cast("_Plan", prepared.context)
-        texts = len(prepared.inputs["input_ids"])
         decoding = engine.begin(prepared.inputs, copies=plan.beams.number)
 
         def step(tokens: NDArray[np.int64]) -> NDArray[Any]:
@@ -165,49 +174,87 @@ class Text2TextGeneration:
             return engine.step(decoding, tokens[:, None])[:, -1]
 
         rules = plan.rules.of(self._ends, plan.max_tokens)
+        texts = [self._text(prepared, row, rules) for row in range(len(prepared.inputs["input_ids"]))]
         if plan.beams.number == 1:
-            rows = self._greedy(step, texts, plan, rules, stream)
+            under_way = list(texts)
+            for tokens in greedy(step, self._start, len(texts), self._ends, plan.max_tokens, rules):
+                chosen = zip(texts, tokens.tolist(), strict=True)
+                ended = [text for text, token in chosen if text in under_way and text.take(token, stream)]
+                under_way = [text for text in under_way if text not in ended]
         else:
             rows = beam_search(
-                step, decoding.select, self._start, texts, self._ends, plan.max_tokens, plan.beams, rules
+                step, decoding.select, self._start, len(texts), self._ends, plan.max_tokens, plan.beams, rules
             )
-        prompts = prepared.inputs["attention_mask"].sum(axis=1).tolist()
-        answers = tuple(self._generated(row, prompt) for row, prompt in zip(rows, prompts, strict=True))
-        if plan.beams.number > 1 and plan.single:
-            stream.emit({"text": answers[0].text})
-        return _Answers(answers)
+            for text, row in zip(texts, rows, strict=True):
+                text.tokens = row
+        return _Answers(tuple(generated for text in texts for generated in text.finish(stream).generated))
+
+    def writer(self, engine: EncoderDecoder, prepared: Prepared) -> _Text | None:
+        """See :class:`mlos.tasks.WritingTask`."""
+        plan = cast("_Plan", prepared.context)
+        if plan.beams.number > 1 or not plan.single:
+            return None
+        return self._text(prepared, 0, plan.rules.of(self._ends, plan.max_tokens))
 
     def postprocess(self, prepared: Prepared, computed: _Answers) -> Any:
         """One answer, or one for each text."""
         results = [generated.as_result() for generated in computed.generated]
         return results[0] if prepared.context.single else results
 
-    def _greedy(
-        self, step: Any, texts: int, plan: _Plan, rules: Sequence[Rule], stream: Stream
-    ) -> list[list[int]]:
-        rows: list[list[int]] = [[] for _ in range(texts)]
-        spoken, decoder = "", DecodeStream(skip_special_tokens=True)
-        # Cleaning up spaces changes what was said before: such a text is told at its end.
-        in_parts = plan.single and not self._encoder.options.get("clean_up_tokenization_spaces")
-        for tokens in greedy(step, self._start, texts, self._ends, plan.max_tokens, rules):
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                if not row or row[-1] not in self._ends:
-                    row.append(token)
-            if in_parts and (delta := decoder.step(self._encoder.tokenizer, rows[0][-1])):
-                spoken += delta
-                stream.emit({"text": delta})
-        if plan.single:
-            # What never became a whole character is still to be told, or everything.
-            text = self._encoder.decode(rows[0], skip_special_tokens=True)
-            assert text.startswith(spoken), "parts make the text"
-            if rest := text[len(spoken) :]:
-                stream.emit({"text": rest})
-        return rows
+    def _text(self, prepared: Prepared, row: int, rules: Sequence[Rule]) -> _Text:
+        plan = cast("_Plan", prepared.context)
+        # Cleaning up spaces changes what was said before: such a text is told at its end, as a beam's is.
+        whole = self._encoder.options.get("clean_up_tokenization_spaces") or plan.beams.number > 1
+        told: _Told = "never" if not plan.single else "whole" if whole else "in parts"
+        inputs = {name: tensor[row : row + 1] for name, tensor in prepared.inputs.items()}
+        return _Text(self._encoder, inputs, self._start, self._ends, plan.max_tokens, rules, told)
 
-    def _generated(self, tokens: list[int], prompt: int) -> Generated:
-        reason: FinishReason = "stop" if tokens and tokens[-1] in self._ends else "length"
-        text = self._encoder.decode(tokens, skip_special_tokens=True)
-        return Generated(text, reason, prompt, len(tokens))
+
+class _Text:
+    """The answer to one text under way, in ``tokens``: see :class:`mlos.tasks.Writer`."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        inputs: Tensors,
+        start: int,
+        ends: Collection[int],
+        most: int,
+        rules: Sequence[Rule],
+        told: _Told,
+    ) -> None:
+        self._encoder, self._inputs, self._told = encoder, inputs, told
+        self._start, self._ends, self._most, self._rules = start, ends, most, rules
+        self._decoder, self._spoken = DecodeStream(skip_special_tokens=True), ""
+        self.tokens: list[int] = []
+
+    def join(self, places: Cohorts) -> int | None:
+        """See :class:`mlos.tasks.Writer`."""
+        return places.join(self._inputs, self._start, self._following)
+
+    def take(self, token: int, stream: Stream) -> bool:
+        """See :class:`mlos.tasks.Writer`."""
+        self.tokens.append(token)
+        if self._told == "in parts" and (delta := self._decoder.step(self._encoder.tokenizer, token)):
+            self._spoken += delta
+            stream.emit({"text": delta})
+        return token in self._ends or len(self.tokens) >= self._most
+
+    def finish(self, stream: Stream) -> _Answers:
+        """See :class:`mlos.tasks.Writer`."""
+        text = self._encoder.decode(self.tokens, skip_special_tokens=True)
+        assert text.startswith(self._spoken), "parts make the text"
+        # What never became a whole character is still to be told, or everything.
+        if self._told != "never" and (rest := text[len(self._spoken) :]):
+            stream.emit({"text": rest})
+        reason: FinishReason = "stop" if self.tokens and self.tokens[-1] in self._ends else "length"
+        prompt = int(self._inputs["attention_mask"].sum())
+        return _Answers((Generated(text, reason, prompt, len(self.tokens)),))
+
+    def _following(self, scores: NDArray[Any]) -> int:
+        """The likeliest token by the rules, as :func:`mlos.tasks.search.greedy` has it."""
+        written = np.array([[self._start, *self.tokens]], dtype=np.int64)
+        return int(apply(self._rules, written, scores[None].astype(np.float32, copy=False)).argmax())
 
 
 def _rules(given: Mapping[str, Any]) -> Rules:
