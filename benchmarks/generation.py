@@ -7,6 +7,9 @@ another. Blocks alternate in groups of four, in random ABBA or BAAB order (:mod:
 - the same of the other server, which is near 1 and shows what sharing brings;
 - the time of one stream where it may share, over its time where it may not: what sharing costs who is alone.
 
+The first two compare a server with itself. The third compares two processes, each started once, and no interval
+here knows how far two processes of one program lie apart: 15 % were seen. To say more, start it several times.
+
     python benchmarks/generation.py [tinyllama] [--streams 8] [--tokens 64] [--groups 10]
 
 The model must be installed. Nothing else should run on the machine. The last line is one JSON object.
