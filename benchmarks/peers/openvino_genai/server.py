@@ -107,8 +107,15 @@ def _converted(tokenizer: LlamaTokenizer) -> openvino_genai.Tokenizer:
     return openvino_genai.Tokenizer(folder)
 
 
+def _end_with(failure: threading.ExceptHookArgs) -> None:
+    """Texts whose writer has failed would wait for ever: end, so that the run tells of it."""
+    threading.__excepthook__(failure)
+    os._exit(1)
+
+
 def main() -> None:
     """Serve until a signal."""
+    threading.excepthook = _end_with
     model = Path(SAID["model"])
     tokenizer = _tokenizer(model)
     writer = Writer(model, tokenizer, SAID["threads"], SAID["sequences"])
