@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,14 +16,15 @@ from tests.core.test_generations import MANY, Worker, answer_of, text_of
 from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
+from mlos.accel import Job, WorkerChannel
 from mlos.core.answering import Model
 from mlos.core.worker_protocol import Answer
 from mlos.engines import Engine, open_model
-from mlos.errors import InvalidInputError
+from mlos.errors import DeadlineError, InvalidInputError
 from mlos.store import Store
 from mlos.tasks import Tasks, tasks_of
 
-FEW = 6
+FEW = 12
 TEXTS = [f"The captain counted {'many ' * number}boats." for number in range(8)]
 
 
@@ -157,6 +159,49 @@ def test_a_model_that_answers_by_beams_claims_one_request_at_a_time(made: TinyT5
         Model(tasks_of(made.folder, each), engine, each, sequences=8).room for each in (made.manifest, manifest)
     ]
     assert rooms == [8, 1]
+
+
+def test_beams_are_claimed_one_at_a_time_once_they_come(run: Run) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.answer(asked(TEXTS[0], num_beams=2))
+        assert worker.model.room == 1
+        await worker.answer(asked(TEXTS[0]))
+        await worker.idle()
+        assert worker.model.room == 8
+
+    run(work, 8)
+
+
+class Deadlines:
+    """A worker's channel on which nobody waits any more for the jobs in ``gone``, from the second look on."""
+
+    def __init__(self, gone: set[int]) -> None:
+        self._gone, self._looks = gone, 0
+        self.told: dict[int, Any] = {}
+
+    def cancelled(self, job: Job) -> bool:
+        self._looks += job.id in self._gone
+        return job.id in self._gone and self._looks > 1
+
+    def complete(self, job: Job, outcome: Any, *, claim: int = 0) -> None:
+        self.told[job.id] = outcome
+
+    def emit(self, job: Job, body: Any) -> None:
+        raise AssertionError("nobody asked for parts")
+
+
+def test_who_is_late_behind_another_is_told_so_meanwhile(made: TinyT5, engine: Engine, tasks: Tasks) -> None:
+    """Else the front would take the worker for hung, and end it with all that it has."""
+    model = Model(tasks, engine, made.manifest, sequences=8)
+    jobs = [
+        Job(number, asked(TEXTS[number], num_beams=2), deadline=time.monotonic() + 60, sent=0.0)
+        for number in range(3)
+    ]
+    channel = Deadlines({1})
+    outcomes = {job.id: outcome for job, outcome in model.answers(jobs, cast("WorkerChannel", channel))}
+    assert isinstance(channel.told[1], DeadlineError)
+    assert (set(outcomes), set(channel.told)) == ({0, 2}, {1})
+    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
 
 
 def test_a_server_writes_them_together(small: Small, store: Store, start: Start, home: Path) -> None:

@@ -195,6 +195,68 @@ def test_where_the_decoder_fails_on_one_the_others_go_on(
     assert counting.runs[-1] == (3, 7)  # one cohort again
 
 
+def test_to_leave_takes_no_memory(
+    engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohorts = Cohorts(engine, 4)
+    places = [joined(cohorts, source) for source in sources]
+    before = steps(cohorts, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "only", exhausted)
+        patch.setattr(Decoding, "joined", exhausted)
+        for place in places[:2]:
+            cohorts.leave(place)
+    after = steps(cohorts, STEPS - 2)
+    for number in (2, 3):
+        assert before[places[number]] + after[places[number]] == alone[number]
+
+
+def exhausted(*_: Any) -> Any:
+    raise MemoryError
+
+
+def test_without_memory_for_one_batch_each_is_computed_by_itself(
+    engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(engine)
+    cohorts = Cohorts(counting, 4)
+    places = [joined(cohorts, source) for source in sources[:3]]
+    monkeypatch.setattr(Decoding, "joined", exhausted)
+    had = steps(cohorts, STEPS)
+    assert [had[place] for place in places] == alone[:3]
+    assert {rows for rows, _ in counting.runs} == {1}
+
+
+def test_a_bug_that_one_answer_finds_costs_that_one(
+    engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]]
+) -> None:
+    def wrong(scores: NDArray[Any]) -> int:
+        raise IndexError("out of bounds")
+
+    cohorts = Cohorts(engine, 4)
+    good = joined(cohorts, sources[0])
+    bad = cohorts.join(sources[1], START, wrong)
+    assert bad is not None
+    first = cohorts.step(unhurried)
+    assert isinstance(first[bad], WorkerError)
+    cohorts.leave(bad)
+    assert [first[good], *steps(cohorts, STEPS - 1)[good]] == alone[0]
+
+
+def test_long_sources_are_encoded_over_some_steps(
+    engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlos.engines.decoding.ENCODE_SECONDS", 0.0)
+    counting = Counting(engine)
+    cohorts = Cohorts(counting, 4)
+    places = [joined(cohorts, source) for source in sources]
+    assert set(cohorts.step(unhurried)) == {places[0]}
+    assert set(cohorts.step(unhurried)) == set(places[:2])
+    had = steps(cohorts, STEPS)
+    assert had[places[2]] == alone[2]
+    assert had[places[3]] == alone[3][: STEPS - 1]
+
+
 def test_where_the_encoder_fails_on_one_the_others_go_on(
     engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]]
 ) -> None:

@@ -79,13 +79,18 @@ class Model:
         """Whose generation is under way, by the number of the job."""
         self._behind: list[_Begun] = []
         """Those that wait until nothing is written."""
+        self._alone = False
+        """Whether nothing of what was claimed last is written."""
 
     @property
     def room(self) -> int:
         """How many requests to claim at once."""
         if self._generations is None:
             return self.most
-        return 0 if self._behind else self._generations.room
+        if self._behind:
+            return 0
+        # What is not written together is better claimed when its turn comes, by whichever worker is free.
+        return 1 if self._alone and not self._writing else self._generations.room
 
     @property
     def busy(self) -> bool:
@@ -107,6 +112,8 @@ class Model:
                 self._write(outcome, writer, channel)
             else:
                 begun[number] = outcome
+        if jobs:
+            self._alone = len(begun) == len(jobs)
         if self._writing:
             self._behind += begun.values()
         else:
@@ -145,8 +152,13 @@ class Model:
     def _answered(
         self, begun: dict[int, _Begun], channel: WorkerChannel
     ) -> Iterator[tuple[Job, Answer | MlosError]]:
-        """Compute what is not written, and the outcome of each."""
-        for group in self._groups(begun):
+        """Compute what is not written, and the outcome of each.
+
+        Who is given up while another is computed is told so then, and not among the outcomes.
+        """
+        left = {each.job.id: each for each in begun.values()}
+        for claimed in self._groups(begun):
+            group = [each for each in claimed if left.pop(each.job.id, None) is not None]
             waiting = [each for each in group if len(begun) == 1 or not channel.cancelled(each.job)]
             for each in group:
                 if each not in waiting:
@@ -156,7 +168,7 @@ class Model:
                 yield from ((each.job, ended) for each in waiting)
                 continue
             for each in waiting:
-                yield each.job, guarded(partial(self._finish, each, channel))
+                yield each.job, guarded(partial(self._finish, each, channel, left))
 
     def _groups(self, begun: dict[int, _Begun]) -> list[list[_Begun]]:
         """What is computed together, in the order in which it was claimed."""
@@ -190,12 +202,12 @@ class Model:
         for each, own in zip(group, apart(members, answers, self._artifact), strict=True):
             each.computing, each.finished, each.computed, each.batch = computing, finished, own, len(group)
 
-    def _finish(self, begun: _Begun, channel: WorkerChannel) -> Answer:
-        """Compute a request that has not been yet, and postprocess it."""
+    def _finish(self, begun: _Begun, channel: WorkerChannel, left: dict[int, _Begun] | None = None) -> Answer:
+        """Compute a request that has not been yet, and postprocess it; ``left`` wait for that."""
         job, task, prepared = begun.job, begun.task, begun.prepared
         if begun.computed is None:
             begun.computing = time.monotonic()
-            stream = JobStream(channel, job, wanted=begun.request.stream)
+            stream = _Before(channel, job, left or {}, wanted=begun.request.stream)
             # What computes in one run says nothing meanwhile: so another thread may look at the channel.
             silent = getattr(type(task), "compute", None) is SinglePass.compute
             with self._watch.over(lambda: channel.cancelled(job)) if silent else nullcontext():
@@ -225,6 +237,23 @@ class Model:
             written = sum(begun.steps.values())
             batch = round(sum(many * steps for many, steps in begun.steps.items()) / written)
         return Answer(task.name, result, timings, tokens, named, batch, ended, begun.steps)
+
+
+class _Before(JobStream):
+    """The way back of a request that others wait behind, by the number of their jobs.
+
+    A worker that says nothing of who is past its deadline is taken for hung.
+    """
+
+    def __init__(self, channel: WorkerChannel, job: Job, left: dict[int, _Begun], *, wanted: bool) -> None:
+        super().__init__(channel, job, wanted=wanted)
+        self._left = left
+
+    def check(self) -> None:
+        """See :class:`mlos.tasks.Stream`."""
+        super().check()
+        for number in [number for number, each in self._left.items() if self._channel.cancelled(each.job)]:
+            self._channel.complete(self._left.pop(number).job, gone())
 
 
 def labels_of(manifest: Manifest) -> dict[int, list[str]]:

@@ -7,6 +7,7 @@ cohort; their sources, which may differ in length, are padded and masked. A step
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -14,10 +15,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mlos.errors import MlosError
+from mlos.errors import MlosError, NoRoomError, WorkerError
 from mlos.model import Tensors
 
 MASK = "attention_mask"
+ENCODE_SECONDS = 0.5
+"""How long a step goes on encoding for those that have joined: others stand still meanwhile."""
 Cache: TypeAlias = dict[str, NDArray[Any]]
 Choose: TypeAlias = Callable[[NDArray[Any]], int]
 """The next token, by the model's scores (vocabulary,) of each. It may be asked twice for the same one."""
@@ -98,12 +101,6 @@ class _Cohort:
     def only(self, rows: Sequence[int]) -> _Cohort:
         return _Cohort([self.members[row] for row in rows], self.decoding.only(rows))
 
-    def without(self, left: _Sequence) -> _Cohort | None:
-        rows = [row for row, member in enumerate(self.members) if member is not left]
-        if len(rows) == len(self.members):
-            return self
-        return self.only(rows) if rows else None
-
 
 class Cohorts:
     """Places for ``most`` sequences of an encoder-decoder: see :class:`mlos.engines.Places`."""
@@ -132,6 +129,7 @@ class Cohorts:
 
     def step(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
         """See :class:`mlos.engines.Places`."""
+        self._cohorts = [self._present(cohort) for cohort in self._cohorts]
         outcomes = self._begin(check)
         computed = [each for cohort in _together(self._cohorts) for each in self._computed(cohort, check)]
         self._cohorts = [cohort for cohort, _ in computed]
@@ -141,25 +139,37 @@ class Cohorts:
                 continue
             logits, cohort.decoding.past = given
             for member, scores in zip(cohort.members, logits[:, -1], strict=True):
-                outcomes[member.place] = member.token = member.choose(scores)
+                outcomes[member.place] = _chosen(member, scores)
         return outcomes
 
     def leave(self, place: int) -> None:
         """See :class:`mlos.engines.Places`."""
         left = self._taken.pop(place)
         self._joining = [each for each in self._joining if each is not left]
-        self._cohorts = [kept for each in self._cohorts if (kept := each.without(left)) is not None]
+        # No row is moved here, which takes memory that there may not be: the next step does that, once for all.
+        self._cohorts = [each for each in self._cohorts if any(map(self._is_present, each.members))]
+
+    def _is_present(self, member: _Sequence) -> bool:
+        return self._taken.get(member.place) is member
+
+    def _present(self, cohort: _Cohort) -> _Cohort:
+        """Those of a cohort that have not left."""
+        rows = [row for row, member in enumerate(cohort.members) if self._is_present(member)]
+        return cohort if len(rows) == len(cohort.members) else cohort.only(rows)
 
     def _begin(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
-        """Encode for those that have joined; of some the encoder's error."""
+        """Encode for those that have joined, as far as there is time; of some the encoder's error."""
         failed: dict[int, int | MlosError] = {}
+        due = time.monotonic() + ENCODE_SECONDS
         while self._joining:
             check()
             sequence = self._joining.pop(0)
             try:
                 self._cohorts.append(_Cohort([sequence], self._decoder.begin(sequence.inputs)))
-            except MlosError as error:
-                failed[sequence.place] = error
+            except (MlosError, MemoryError) as error:
+                failed[sequence.place] = _told(error)
+            if time.monotonic() >= due:
+                break
         return failed
 
     def _computed(
@@ -170,27 +180,44 @@ class Cohorts:
         tokens = np.array([[member.token] for member in cohort.members], dtype=np.int64)
         try:
             return [(cohort, self._decoder.following(cohort.decoding, tokens))]
-        except MlosError as error:
+        except (MlosError, MemoryError) as error:
             if len(cohort.members) == 1:
-                return [(cohort, error)]
-        alone = [cohort.only([row]) for row in range(len(cohort.members))]
-        return [each for one in alone for each in self._computed(one, check)]
+                return [(cohort, _told(error))]
+        return [
+            each for row in range(len(cohort.members)) for each in self._computed(cohort.only([row]), check)
+        ]
+
+
+def _chosen(member: _Sequence, scores: NDArray[Any]) -> int | MlosError:
+    try:
+        member.token = member.choose(scores)
+    except Exception as error:  # a bug that one answer finds
+        return WorkerError(f"no token can be chosen: {type(error).__name__}")
+    return member.token
+
+
+def _told(error: MlosError | MemoryError) -> MlosError:
+    if isinstance(error, MlosError):
+        return error
+    return NoRoomError("the answer needs more memory than the model's worker has", hint="send a shorter text")
 
 
 def _together(cohorts: Sequence[_Cohort]) -> list[_Cohort]:
-    """Those whose caches are of one length as one."""
+    """Those whose caches are of one length as one, if there is memory for it."""
     alike: dict[int, list[_Cohort]] = {}
     for cohort in cohorts:
         alike.setdefault(cohort.decoding.length, []).append(cohort)
-    return [
-        each[0]
-        if len(each) == 1
-        else _Cohort(
-            [member for cohort in each for member in cohort.members],
-            Decoding.joined([cohort.decoding for cohort in each]),
-        )
-        for each in alike.values()
-    ]
+    return [whole for several in alike.values() for whole in _joined(several)]
+
+
+def _joined(several: list[_Cohort]) -> list[_Cohort]:
+    if len(several) == 1:
+        return several
+    try:
+        decoding = Decoding.joined([cohort.decoding for cohort in several])
+    except MemoryError:
+        return several
+    return [_Cohort([member for cohort in several for member in cohort.members], decoding)]
 
 
 def _rows(tensors: Cache, rows: Sequence[int] | NDArray[np.int64]) -> Cache:
