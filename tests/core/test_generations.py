@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,22 +126,26 @@ def text_of(answer: Answer) -> str:
     return str(msgspec.json.decode(answer.result)["text"])
 
 
-Run = Callable[[Callable[[Worker], Coroutine[Any, Any, None]], int], None]
+Work = Callable[[Worker], Coroutine[Any, Any, None]]
+Run = Callable[[Work, int], None]
+
+
+def with_worker(manifest: Manifest, engine: Engine, tasks: Tasks, work: Work, sequences: int) -> None:
+    """Do ``work`` with a worker of its own, in bounded time."""
+
+    async def main() -> None:
+        worker = Worker(manifest, engine, tasks, sequences)
+        try:
+            await asyncio.wait_for(work(worker), 120)
+        finally:
+            worker.close()
+
+    asyncio.run(main())
 
 
 @pytest.fixture
 def run(manifest: Manifest, engine: LlamaCppEngine, tasks: Tasks) -> Run:
-    def within(work: Callable[[Worker], Coroutine[Any, Any, None]], sequences: int = 8) -> None:
-        async def main() -> None:
-            worker = Worker(manifest, engine, tasks, sequences)
-            try:
-                await asyncio.wait_for(work(worker), 120)
-            finally:
-                worker.close()
-
-        asyncio.run(main())
-
-    return within
+    return partial(with_worker, manifest, engine, tasks)
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 from tests.core.conftest import Start
-from tests.core.test_generations import MANY, Worker, answer_of, text_of
+from tests.core.test_generations import MANY, Run, Worker, answer_of, text_of, with_worker
 from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
@@ -47,22 +47,9 @@ def tasks(made: TinyT5) -> Tasks:
     return tasks_of(made.folder, made.manifest)
 
 
-Run = Callable[[Callable[[Worker], Coroutine[Any, Any, None]], int], None]
-
-
 @pytest.fixture(scope="module")
 def run(made: TinyT5, engine: Engine, tasks: Tasks) -> Run:
-    def within(work: Callable[[Worker], Coroutine[Any, Any, None]], sequences: int) -> None:
-        async def main() -> None:
-            worker = Worker(made.manifest, engine, tasks, sequences)
-            try:
-                await asyncio.wait_for(work(worker), 120)
-            finally:
-                worker.close()
-
-        asyncio.run(main())
-
-    return within
+    return partial(with_worker, made.manifest, engine, tasks)
 
 
 @pytest.fixture(scope="module")

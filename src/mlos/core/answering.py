@@ -207,7 +207,7 @@ class Model:
         job, task, prepared = begun.job, begun.task, begun.prepared
         if begun.computed is None:
             begun.computing = time.monotonic()
-            stream = _Before(channel, job, left or {}, wanted=begun.request.stream)
+            stream = _HeadOfLine(channel, job, left or {}, wanted=begun.request.stream)
             # What computes in one run says nothing meanwhile: so another thread may look at the channel.
             silent = getattr(type(task), "compute", None) is SinglePass.compute
             with self._watch.over(lambda: channel.cancelled(job)) if silent else nullcontext():
@@ -239,7 +239,7 @@ class Model:
         return Answer(task.name, result, timings, tokens, named, batch, ended, begun.steps)
 
 
-class _Before(JobStream):
+class _HeadOfLine(JobStream):
     """The way back of a request that others wait behind, by the number of their jobs.
 
     A worker that says nothing of who is past its deadline is taken for hung.

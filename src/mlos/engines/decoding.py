@@ -8,6 +8,7 @@ cohort; their sources, which may differ in length, are padded and masked. A step
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -167,7 +168,7 @@ class Cohorts:
             try:
                 self._cohorts.append(_Cohort([sequence], self._decoder.begin(sequence.inputs)))
             except (MlosError, MemoryError) as error:
-                failed[sequence.place] = _told(error)
+                failed[sequence.place] = _as_error(error)
             if time.monotonic() >= due:
                 break
         return failed
@@ -182,7 +183,7 @@ class Cohorts:
             return [(cohort, self._decoder.following(cohort.decoding, tokens))]
         except (MlosError, MemoryError) as error:
             if len(cohort.members) == 1:
-                return [(cohort, _told(error))]
+                return [(cohort, _as_error(error))]
         return [
             each for row in range(len(cohort.members)) for each in self._computed(cohort.only([row]), check)
         ]
@@ -192,11 +193,12 @@ def _chosen(member: _Sequence, scores: NDArray[Any]) -> int | MlosError:
     try:
         member.token = member.choose(scores)
     except Exception as error:  # a bug that one answer finds
+        traceback.print_tb(error.__traceback__)  # its place alone: its message may quote the request
         return WorkerError(f"no token can be chosen: {type(error).__name__}")
     return member.token
 
 
-def _told(error: MlosError | MemoryError) -> MlosError:
+def _as_error(error: MlosError | MemoryError) -> MlosError:
     if isinstance(error, MlosError):
         return error
     return NoRoomError("the answer needs more memory than the model's worker has", hint="send a shorter text")

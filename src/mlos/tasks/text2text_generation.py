@@ -176,11 +176,10 @@ class Text2TextGeneration:
         rules = plan.rules.of(self._ends, plan.max_tokens)
         texts = [self._text(prepared, row, rules) for row in range(len(prepared.inputs["input_ids"]))]
         if plan.beams.number == 1:
-            under_way = list(texts)
             for tokens in greedy(step, self._start, len(texts), self._ends, plan.max_tokens, rules):
-                chosen = zip(texts, tokens.tolist(), strict=True)
-                ended = [text for text, token in chosen if text in under_way and text.take(token, stream)]
-                under_way = [text for text in under_way if text not in ended]
+                for text, token in zip(texts, tokens.tolist(), strict=True):
+                    if not text.ended:
+                        text.take(token, stream)
         else:
             rows = beam_search(
                 step, decoding.select, self._start, len(texts), self._ends, plan.max_tokens, plan.beams, rules
@@ -228,6 +227,11 @@ class _Text:
         self._decoder, self._spoken = DecodeStream(skip_special_tokens=True), ""
         self.tokens: list[int] = []
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has had its last token."""
+        return self.tokens != [] and (self.tokens[-1] in self._ends or len(self.tokens) >= self._most)
+
     def join(self, places: Cohorts) -> int | None:
         """See :class:`mlos.tasks.Writer`."""
         return places.join(self._inputs, self._start, self._following)
@@ -238,7 +242,7 @@ class _Text:
         if self._told == "in parts" and (delta := self._decoder.step(self._encoder.tokenizer, token)):
             self._spoken += delta
             stream.emit({"text": delta})
-        return token in self._ends or len(self.tokens) >= self._most
+        return self.ended
 
     def finish(self, stream: Stream) -> _Answers:
         """See :class:`mlos.tasks.Writer`."""
