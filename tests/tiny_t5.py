@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.small import Small
 
+from mlos.engines import EncoderDecoder, open_model
 from mlos.model import Artifact, Manifest
 from mlos.parity import GoldenRecord
 
@@ -23,6 +24,12 @@ class TinyT5:
     golden: GoldenRecord
     model: Any
     tokenizer: Any
+
+    def opened(self) -> EncoderDecoder:
+        """Its engine, with one thread."""
+        engine = open_model(self.folder, self.artifact, 1)
+        assert isinstance(engine, EncoderDecoder)
+        return engine
 
 
 def tiny_t5(small: Small) -> TinyT5:

@@ -17,7 +17,7 @@ from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
 from mlos.axon.prove_child import answer
-from mlos.engines import EncoderDecoder, open_model
+from mlos.engines import EncoderDecoder
 from mlos.engines.decoding import Decoding
 from mlos.errors import InvalidInputError, ParityError, PayloadTooLargeError, RefusedError
 from mlos.formats import verify
@@ -33,9 +33,7 @@ def made(small: Small) -> TinyT5:
 
 @pytest.fixture(scope="module")
 def engine(made: TinyT5) -> EncoderDecoder:
-    opened = open_model(made.folder, made.artifact, 1)
-    assert isinstance(opened, EncoderDecoder)
-    return opened
+    return made.opened()
 
 
 def source_of(batch: int, length: int) -> dict[str, NDArray[np.int64]]:

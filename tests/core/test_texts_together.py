@@ -19,7 +19,7 @@ from tests.tiny_t5 import TinyT5, tiny_t5
 from mlos.accel import Job, WorkerChannel
 from mlos.core.answering import Model
 from mlos.core.worker_protocol import Answer
-from mlos.engines import Engine, open_model
+from mlos.engines import Engine
 from mlos.errors import DeadlineError, InvalidInputError
 from mlos.store import Store
 from mlos.tasks import Tasks, tasks_of
@@ -39,7 +39,7 @@ def made(small: Small) -> TinyT5:
 
 @pytest.fixture(scope="module")
 def engine(made: TinyT5) -> Engine:
-    return open_model(made.folder, made.artifact, 1)
+    return made.opened()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
-from mlos.engines import Cohorts, EncoderDecoder, open_model
+from mlos.engines import Cohorts, EncoderDecoder
 from mlos.engines.decoding import MASK, Cache, Decoding
 from mlos.errors import DeadlineError, MlosError, WorkerError
 from mlos.model import Tensors
@@ -32,9 +32,7 @@ def made(small: Small) -> TinyT5:
 
 @pytest.fixture(scope="module")
 def engine(made: TinyT5) -> EncoderDecoder:
-    opened = open_model(made.folder, made.artifact, 1)
-    assert isinstance(opened, EncoderDecoder)
-    return opened
+    return made.opened()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from tests.small import Small
 from tests.tiny_t5 import TinyT5, tiny_t5
 
-from mlos.engines import EncoderDecoder, open_model
+from mlos.engines import EncoderDecoder
 from mlos.errors import DeadlineError, InvalidInputError, PayloadTooLargeError, RefusedError
 from mlos.model import InferenceRequest
 from mlos.parity import compare_inputs
@@ -47,9 +47,7 @@ def task(made: TinyT5) -> Text2TextGeneration:
 
 @pytest.fixture(scope="module")
 def engine(made: TinyT5) -> EncoderDecoder:
-    opened = open_model(made.folder, made.artifact, 1)
-    assert isinstance(opened, EncoderDecoder)
-    return opened
+    return made.opened()
 
 
 def answer(
