@@ -86,6 +86,7 @@ class TinyLlama:
 def tiny_llama() -> TinyLlama:
     """The model, made once a process."""
     from mlos.axon.convert.causal_lm import CausalLM
+    from mlos.axon.convert.onnx_export import to_onnx
 
     root = Path(tempfile.mkdtemp(prefix="mlos-tiny-llama-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
@@ -99,7 +100,8 @@ def tiny_llama() -> TinyLlama:
         family = CausalLM.load(repository)
         requests = [{"name": case.name, "request": msgspec.to_builtins(case.request)} for case in entry.golden]
         golden = family.record(requests, lambda: None)
-        made = family.write(folder, lambda _: None, packaged="Q4_K_M", forms=("F32", "F16", "Q8_0", "Q5_K_M"))
+        forms = ("F32", "F16", "Q8_0", "Q5_K_M")
+        made = family.write(folder, to_onnx, lambda _: None, packaged="Q4_K_M", forms=forms)
     golden.save(folder / "golden")
     return TinyLlama(
         repository, folder, {each.precision: each for each in (made.artifact, *made.forms)}, golden

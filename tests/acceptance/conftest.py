@@ -82,12 +82,12 @@ class Served:
 
     def workers(self) -> dict[str, int]:
         """The worker processes by model: children of the server, told apart by the package they were given."""
-        found = {}
-        for line in self.log.read_text().splitlines():
-            entry = json.loads(line)
-            if entry.get("message") == "model ready":
-                found[entry["model"]] = int(entry["worker"])
-        return found
+        return {model: int(ready["worker"]) for model, ready in self.ready().items()}
+
+    def ready(self) -> dict[str, dict[str, Any]]:
+        """The last line of the log that says of a model that it is ready, by model."""
+        lines = map(json.loads, self.log.read_text().splitlines())
+        return {line["model"]: line for line in lines if line.get("message") == "model ready"}
 
     @property
     def log(self) -> Path:

@@ -38,9 +38,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "variants.md"
 
 @pytest.fixture(scope="module")
 def beside(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of trained weights and two variants of them."""
+    """A server of trained weights and three variants of them."""
     home = tmp_path_factory.mktemp("beside")
-    for form in ("", "+fp16", "+int8"):
+    for form in ("", "+fp16", "+int8", "+pt2"):
         installed.copy(REFERENCE + form, Store(home / "store"))
     with serving(home, {}) as served:
         yield served
@@ -63,6 +63,18 @@ def test_each_form_answers_by_its_own_name_and_near_the_original(beside: Served)
     eighth = embeddings(beside, "minilm-int8", "int8")
     assert (original * half).sum(axis=1).min() > 0.9999
     assert 0.995 < (original * eighth).sum(axis=1).min() < 0.999999  # other numbers, but near
+
+
+def test_a_program_of_torch_is_served_in_a_worker_that_is_confined_as_any_other(beside: Served) -> None:
+    original, program = (embeddings(beside, name, "fp32") for name in ("minilm", "minilm-pt2"))
+    np.testing.assert_allclose(program, original, atol=1e-4, rtol=1e-3)
+    assert beside.ask("minilm-pt2", {"text": TEXTS[0]}).json()["engine"] == "torch"
+    ready = beside.ready()["minilm-pt2"]
+    assert {"no_new_privs", "rlimits", "seccomp"} <= set(ready["sandbox"])
+    assert ready["heavy"] == ["torch"]
+    strange = {name: [[10**6]] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    refused = beside.ask("minilm-pt2", {"inputs": strange})
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_input")
 
 
 def test_a_variant_answers_alike_alone_and_in_a_batch(beside: Served) -> None:

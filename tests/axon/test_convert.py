@@ -20,9 +20,9 @@ from tests.small import Small
 import mlos.axon.convert
 from mlos.axon.convert import Converted, convert
 from mlos.axon.convert.embedding import EmbeddingRecipe
-from mlos.axon.convert.export import export
 from mlos.axon.convert.families import load
 from mlos.axon.convert.family import load_tokenizer
+from mlos.axon.convert.onnx_export import to_onnx
 from mlos.axon.convert.text_encoder import TextEncoder
 from mlos.catalogue import catalogue
 from mlos.console import Console, ProgressMode
@@ -323,15 +323,15 @@ class Branching(torch.nn.Module):
 def test_where_the_newer_exporter_fails_a_trace_serves_and_the_reason_is_told(tmp_path: Path) -> None:
     model = Branching()
     axes = {0: "batch", 1: "sequence"}
-    exported = export(
+    exported = to_onnx(
         model,
         {"input_ids": torch.ones(2, 8, dtype=torch.int64)},
         ("last_hidden_state",),
         {"input_ids": axes, "last_hidden_state": axes},
         tmp_path,
     )
-    assert exported.exporter == "torch.onnx (TorchScript)"
-    assert exported.opset == 17
+    assert exported.tools["exporter"] == "torch.onnx (TorchScript)"
+    assert exported.tools["opset"] == "17"
     assert exported.fallback
     assert (tmp_path / "model.onnx.data").is_file()
     ids = np.array([[3, 1, 4], [1, 5, 9]])

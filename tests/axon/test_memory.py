@@ -17,6 +17,7 @@ from mlos.axon import install, memory
 from mlos.axon.convert import causal_lm
 from mlos.axon.convert.causal_lm import CausalLM
 from mlos.axon.convert.gguf_files import write_gguf
+from mlos.axon.convert.onnx_export import to_onnx
 from mlos.axon.memory import framework_memory
 from mlos.catalogue import catalogue
 from mlos.console import Console
@@ -98,5 +99,5 @@ def test_the_frameworks_model_is_gone_when_llama_cpp_writes_its_own(
         write_gguf(*arguments)
 
     monkeypatch.setattr(causal_lm, "write_gguf", write)
-    family.write(tmp_path, lambda _: None)
+    family.write(tmp_path, to_onnx, lambda _: None)
     assert held == [False]

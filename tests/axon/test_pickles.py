@@ -74,6 +74,11 @@ def test_the_flag_packages_and_proves_a_pickle_and_the_manifest_says_so(pickled:
     assert manifest["tools"]["torch.load(weights_only=True)"] == torch.__version__
     assert not any(name.endswith((".bin", ".safetensors")) for name in contents(Path(result["folder"])))
     assert work_left(store) == []
+    # What is made of the source again reads it as safely.
+    variant = answer("convert", result["name"], "--format", "pt2")
+    assert variant["reference"].startswith(f"file:{pickled}@")
+    assert all(measure["passed"] for measure in variant["parity"])
+    assert work_left(store) == []
 
 
 def test_pickles_are_taken_only_with_the_flag_and_only_without_safetensors() -> None:

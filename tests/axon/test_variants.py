@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mlos.axon.variants.onnx_forms import quantized, stored
 from mlos.axon.variants.quality_child import compare
 from mlos.catalogue.retrieval import retrieval
 from mlos.errors import ParityError
-from mlos.store import Store
+from mlos.store import InstallRecord, Store
 
 
 def test_trained_weights_in_int8_are_proved_and_measured_at_retrieval(store: Store) -> None:
@@ -81,6 +83,42 @@ def test_a_language_model_is_quantized_from_its_source_s_weights(installed: Inst
     assert (original.manifest.artifact.precision, variant.manifest.artifact.precision) == ("Q4_K_M", "Q8_0")
     # More than the four bits that the original was cut to: so the original cannot have been its source.
     assert measure["kl_divergence"] < (original.manifest.parity[-1].kl_divergence or 0) / 10
+
+
+def test_a_program_of_torch_is_exported_from_the_source_s_weights(installed: Installed, store: Store) -> None:
+    original = installed.copy("seeded/tiny/t5", store)
+    told = answer("convert", "t5", "--format", "pt2", "--dry-run")
+    assert (told["name"], told["precision"], told["variant_of"]) == ("t5-pt2", "fp32", original.digest)
+    made = answer("convert", "t5", "--format", "PT2")
+    assert (made["format"], made["precision"]) == ("pt2", "fp32")
+    assert max(measure["max_abs_error"] for measure in made["parity"]) < 1e-5
+    variant = store.find("t5-pt2")
+    assert variant.reference == f"{original.reference}+pt2"
+    whole, graphs = variant.manifest.artifact, original.manifest.artifact
+    assert (whole.inputs, whole.outputs) == (graphs.inputs, graphs.outputs)
+    assert {name: part.path for name, part in whole.parts.items()} == {
+        "encoder": "encoder.pt2",
+        "decoder": "decoder.pt2",
+    }
+    assert not any(file.path.endswith((".onnx", ".data")) for file in variant.manifest.files)
+    assert "onnx" not in variant.manifest.tools
+    same = {file for file in original.manifest.files if file.role in ("config", "tokenizer", "golden")}
+    assert same <= set(variant.manifest.files)
+    assert axon("quantize", "t5-pt2", "--precision", "int8").returncode == 2  # a variant itself
+
+
+def test_what_becomes_no_program_of_torch_is_told(small: Small, store: Store) -> None:
+    small.install("bert", store)
+    for arguments in ((), ("--format", "pt2", "--precision", "fp16"), ("--format", "gguf")):
+        done = axon("convert", "bert", *arguments)
+        assert (done.returncode, "pt2" in done.stderr or "one of" in done.stderr) == (2, True), done.stderr
+    with store.staging() as staging:
+        shutil.rmtree(staging.folder)
+        candidate = small.candidate("densenet", staging.folder)
+        published = candidate.draft(parity=candidate.prove()).model_copy(update={"source_format": "onnx"})
+        store.commit(staging, published, InstallRecord(installed_at=datetime.now(UTC), axon="0"))
+    refused = axon("convert", "densenet", "--format", "pt2")
+    assert (refused.returncode, "was published as ONNX" in refused.stderr) == (4, True)
 
 
 @pytest.mark.parametrize("name", ["bert", "resnet"])

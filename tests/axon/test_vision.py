@@ -23,6 +23,7 @@ from tests.tasks.pictures import photograph, picture, saved, turned
 from mlos.axon import prove_child
 from mlos.axon.convert import Converted, convert
 from mlos.axon.convert.families import load
+from mlos.axon.convert.onnx_export import to_onnx
 from mlos.axon.convert.vision import TASK, Vision
 from mlos.axon.seeding import child, seed
 from mlos.axon.seeding.batch import batch
@@ -307,7 +308,7 @@ def test_other_classifiers_go_the_same_way(architecture: str, tmp_path: Path, co
         {TASK: [_given(case.name, case.request) for case in catalogue().defaults[TASK].golden]}
     )
     family.record(requests, lambda: None).save(output / "golden")
-    made = family.write(output, lambda _: None)
+    made = family.write(output, to_onnx, lambda _: None)
     described = Converted(
         artifact=made.artifact,
         tasks=tuple(family.tasks),

@@ -31,7 +31,7 @@ def test_it_is_the_engine_for_onnx() -> None:
     assert engine_for(ARTIFACT) is OnnxRuntimeEngine
     with pytest.raises(RefusedError, match="no installed engine opens pytorch") as caught:
         engine_for(ARTIFACT.model_copy(update={"format": "pytorch"}))
-    assert caught.value.expected == "gguf, onnx"
+    assert caught.value.expected == "gguf, onnx, pt2"
 
 
 def test_its_version_is_that_of_the_library(engine: OnnxRuntimeEngine) -> None:

@@ -24,6 +24,7 @@ from mlos.core.log import fields
 from mlos.core.room import expected_bytes
 from mlos.core.statistics import Statistics
 from mlos.core.worker_protocol import Report
+from mlos.engines import library_bytes
 from mlos.errors import MlosError, NoRoomError, UnavailableError
 from mlos.store import Package, Store
 
@@ -237,8 +238,16 @@ class Replica:
         """Memory of all workers: the most one has had here, or what its files let expect before one has run."""
         package = self.served_as.package if self.served_as is not None else self.package
         seen = max(self._peak, *(life.peak_bytes for life in self._lives_now()), 0)
-        opened = 1 if self.served_as is None or self.served_as.choice.candidate.streams == 1 else 2
-        return len(self._places) * (seen or expected_bytes(opened * package.manifest.size))
+        return len(self._places) * (seen or self._expected_bytes(package))
+
+    def _expected_bytes(self, package: Package) -> int:
+        """Of one worker, before any has run."""
+        if self.served_as is None:
+            return expected_bytes(package.manifest.size, library_bytes(package.manifest.artifact))
+        candidate = self.served_as.choice.candidate
+        opened = 1 if candidate.streams == 1 else 2
+        library = library_bytes(package.manifest.artifact, candidate.engine)
+        return expected_bytes(opened * package.manifest.size, library)
 
     def memory_bytes(self) -> int | None:
         """Resident memory of the workers together, while there is one."""

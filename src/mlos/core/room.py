@@ -24,9 +24,12 @@ _BASE_BYTES, _BYTES_PER_BYTE = 96 << 20, 1.5
 _log = logging.getLogger(__name__)
 
 
-def expected_bytes(size: int) -> int:
-    """Memory that a process with a model is thought to take whose files have ``size`` bytes."""
-    return _BASE_BYTES + int(_BYTES_PER_BYTE * size)
+def expected_bytes(size: int, library: int = 0) -> int:
+    """Memory that a process with a model is thought to take whose files have ``size`` bytes.
+
+    ``library`` is what its engine's library takes beyond what is usual.
+    """
+    return _BASE_BYTES + library + int(_BYTES_PER_BYTE * size)
 
 
 class Tenant(Protocol):

@@ -60,6 +60,7 @@ __all__ = [
     "engines_for",
     "installed",
     "interruptible",
+    "library_bytes",
     "open_model",
     "vocabulary_of",
 ]
@@ -131,6 +132,17 @@ def default_engine(artifact: Artifact) -> str:
     """
     engine_for(artifact)
     return next(iter(engines_for(artifact)))
+
+
+def library_bytes(artifact: Artifact, engine: str | None = None) -> int:
+    """Memory that an engine's library takes before it opens ``artifact``, of one that takes unusually much.
+
+    Such an engine says so in ``library_bytes``; without a name it is the default's. Nothing of one that is not
+    installed, which whoever opens it will be told.
+    """
+    known = engines_for(artifact)
+    kind = known.get(engine) if engine is not None else next(iter(known.values()), None)
+    return int(getattr(kind, "library_bytes", 0))
 
 
 def installed() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlos.engines.openmp import sleep_soon
 from mlos.errors import MissingExtraError, RefusedError, WorkerError
 
 _WARNING, _ERROR = 3, 4
 """Levels of the library's messages that say what went wrong (``ggml.h``)."""
 _KEPT = 3
-_SPIN = "1000"
-"""How often a thread of OpenMP looks again before it sleeps: some microseconds, enough for the waits within a
-token. By its default it spins for milliseconds, which slows whatever else wants the processor, and the model
-itself where that is busy. A token of a billion parameters took, on two cores of a Zen 3 that were free, and
-beside a process that kept one busy: 35 and 74 to 182 ms by the default, 39 and 81 like this, 46 and 76 with 300
-looks, 38 and 96 with 2000."""
 _messages: list[str] = []
 """The last errors the library told of: it returns none, it only says them."""
 _listeners: list[Callable[[str], None]] = []
@@ -34,7 +28,7 @@ def library() -> Any:
     Raises:
         MissingExtraError: if they are not installed.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)  # read when the library is loaded
+    sleep_soon()
     try:
         from llama_cpp import llama_cpp
     except ImportError as error:

@@ -20,7 +20,7 @@ SCHEMA_VERSION: Literal[4] = 4
 """Version 2 added models of several graphs and divergences, version 3 variants and their quality, version 4 how
 a variant was calibrated; what earlier versions wrote is read as it is."""
 
-ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch"]
+ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch", "pt2"]
 Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
 """Whose weights: published on a hub, carried by a Python package, random from a seed, or a user's own file."""
 FileRole: TypeAlias = Literal["graph", "weights", "config", "tokenizer", "golden", "document"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mlos.engines import compiles, default_engine, engines_for
+from mlos.engines import compiles, default_engine, engines_for, installed
 from mlos.errors import MissingExtraError, RefusedError
 from mlos.model import Artifact
 from mlos.store import Package
@@ -81,7 +81,8 @@ def _computed(artifact: Artifact) -> Iterator[tuple[str, str]]:
 def _installed(artifact: Artifact) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, engine in engines_for(artifact).items():
         if not compiles(engine):
-            yield name, ()
+            if name in installed():
+                yield name, ()
             continue
         try:
             yield name, engine.precisions()

@@ -18,7 +18,7 @@ def tell(model: str, label: str, console: Console, *, network: bool = True) -> N
     data: dict[str, Any] = {
         "name": found.name,
         "reference": found.reference,
-        "precision": found.precision,
+        "precision": found.form.precision,
         "row": found.row,
     }
     made = f"held to the row {found.row} and stored as {found.name}"

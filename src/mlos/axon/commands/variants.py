@@ -1,4 +1,4 @@
-"""``axon convert`` and ``axon quantize``: an installed model in another precision."""
+"""``axon convert`` and ``axon quantize``: an installed model in another form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from mlos.axon.commands import OutputOption, ProgressOption, foreseen, settings, voice
 from mlos.axon.commands.install import data, text
 from mlos.axon.install import Installed
-from mlos.axon.variants import CONVERTED, QUANTIZED, STATIC, make, order
+from mlos.axon.variants import CONVERTED, PROGRAM, QUANTIZED, STATIC, make, order
 from mlos.errors import UsageError
 
 _Model = Annotated[str, typer.Argument(help="What is installed, by name or reference; installed if it is not.")]
@@ -21,14 +21,38 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made
 
 def convert(
     model: _Model,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16; for GGUF F32, F16 or BF16.")],
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16; for GGUF F32, F16 or BF16.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help=f"{PROGRAM}: a program that torch itself computes, in fp32.")
+    ] = None,
     dry_run: _DryRun = False,
     output: OutputOption = None,
     progress: ProgressOption = None,
 ) -> None:
-    """Make a variant of a model that stores its weights in another precision, prove it, store it beside it."""
-    _known(precision, CONVERTED, "axon quantize", QUANTIZED)
-    _run(model, precision, dry_run, output, progress)
+    """Make a variant of a model in another precision, or for another engine, prove it, store it beside it."""
+    if (precision is None) == (form is None):
+        raise UsageError(
+            "a variant is of another precision or in another format",
+            field="precision, format",
+            expected="one of --precision and --format",
+            got="both" if form is not None else "none",
+            hint=f"axon convert {model} --precision fp16, or --format {PROGRAM}",
+        )
+    if form is not None:
+        if form.lower() != PROGRAM:
+            raise UsageError(
+                f"{form!r} is no format that this makes",
+                field="format",
+                expected=PROGRAM,
+                got=repr(form),
+                hint=f"axon convert {model} --format {PROGRAM}",
+            )
+        _run(model, PROGRAM, dry_run, output, progress)
+    elif precision is not None:
+        _known(precision, CONVERTED, "axon quantize", QUANTIZED)
+        _run(model, precision, dry_run, output, progress)
 
 
 def quantize(
@@ -71,6 +95,7 @@ def _run(model: str, label: str, dry_run: bool, output: Any, progress: Any) -> N
     made = make(wanted, settings(), console)
     manifest = made.package.manifest
     extra = {
+        "format": manifest.artifact.format,
         "precision": manifest.artifact.precision,
         "variant_of": manifest.variant_of,
         "quality": [measure.model_dump(mode="json") for measure in manifest.quality],

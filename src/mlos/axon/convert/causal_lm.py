@@ -16,6 +16,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import chat_template_utils
 
+from mlos.axon.convert.export import Exporter
 from mlos.axon.convert.family import SAFE, Family, Made, choose_tasks, from_repository, load_model, read_config
 from mlos.axon.convert.gguf_files import QUANTIZED, WRITTEN, converts, quantize, write_gguf
 from mlos.engines.llama_cpp import language_model
@@ -76,9 +77,17 @@ class CausalLM(Family):
         return cls(model, _tokenizer(source), source, tasks)
 
     def write(
-        self, output: Path, emit: Emit, *, packaged: str = PACKAGED, forms: Sequence[str] = FORMS
+        self,
+        output: Path,
+        export: Exporter,
+        emit: Emit,
+        *,
+        packaged: str = PACKAGED,
+        forms: Sequence[str] = FORMS,
     ) -> Made:
         """The model as a GGUF file, and its configuration; tokenizer and chat template are in the file.
+
+        Nothing of it goes through ``export``: llama.cpp has its own way of writing what it reads.
 
         ``packaged`` names the precision of the package's artifact, ``forms`` those of the artifacts on the way.
         The framework's model is let go of first: llama.cpp reads the repository itself, and needs the memory.

@@ -5,8 +5,6 @@ Nothing of the repository is run: weights come from SafeTensors alone, classes f
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ import torch
 import transformers
 
 from mlos.axon.convert.families import load
+from mlos.axon.convert.family import settle_framework
+from mlos.axon.convert.onnx_export import to_onnx
 from mlos.host.child import Emit, serve
 
 
 def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Convert ``request["source"]`` into ``request["output"]``; returns the fields of ``Converted``."""
-    warnings.simplefilter("ignore")  # of the framework, about its own future
-    torch.set_num_threads(1)  # the order of sums decides their last bits, and the golden record is hashed
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    settle_framework()
     output = Path(request["output"])
 
     emit({"stage": "load"})
@@ -34,7 +32,7 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     emit({"stage": "write"})
     architecture = type(family.model).__name__
     parameters = sum(parameter.numel() for parameter in family.model.parameters())
-    made = family.write(output, emit)
+    made = family.write(output, to_onnx, emit)
     return {
         "artifact": made.artifact.model_dump(mode="json"),
         "forms": [form.model_dump(mode="json") for form in made.forms],

@@ -8,6 +8,8 @@ it, what is written of it, and how the framework answers the golden requests. Th
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import msgspec
 import torch
 import transformers
 
+from mlos.axon.convert.export import Exporter
 from mlos.errors import InvalidInputError, RefusedError
 from mlos.host.child import Emit
 from mlos.model import Artifact, FileRole, InferenceRequest
@@ -34,6 +37,13 @@ _T = TypeVar("_T")
 _UNLIMITED = 1 << 24
 _TRAINED_AT = {"xlnet": 512}
 """Tokens that models without a limit of their own were trained with, by the type of the model."""
+
+
+def settle_framework() -> None:
+    """Let the framework compute in one thread, and not speak of its own future."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # the order of sums decides their last bits, and the golden record is hashed
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class Family(ABC):
     tasks: list[str]
 
     @abstractmethod
-    def write(self, output: Path, emit: Emit) -> Made:
-        """Write all but the golden record into ``output``; ``emit`` may tell progress or a warning.
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
+        """Write all but the golden record into ``output``, graphs by ``export``; ``emit`` may tell progress.
 
         It comes last: a family may let go of its model here.
         """

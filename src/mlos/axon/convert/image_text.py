@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from transformers.image_utils import load_image
 
-from mlos.axon.convert.export import export
+from mlos.axon.convert.export import Exporter
 from mlos.axon.convert.family import (
     SAFE,
     Family,
@@ -79,8 +79,8 @@ class ImageText(Family):
         processor = from_repository(lambda: auto.from_pretrained(source, backend="pil", **SAFE))
         return cls(model, load_tokenizer(source), processor, source, tasks)
 
-    def write(self, output: Path, emit: Emit) -> Made:
-        """An ONNX file of each encoder, the tokenizer, and the configurations of model and image processor."""
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
+        """A file of each encoder, the tokenizer, and the configurations of model and image processor."""
         assert self._steps.size is not None  # steps_of saw to it
         ids = torch.randint(3, 100, _EXAMPLE, generator=torch.Generator().manual_seed(0))
         tokens = {0: "texts", 1: "sequence"}
@@ -90,7 +90,7 @@ class ImageText(Family):
             (_TEXT_OUTPUT,),
             dict.fromkeys(_TEXT, tokens) | {_TEXT_OUTPUT: {0: "texts"}},
             output,
-            "text.onnx",
+            "text",
         )
         image = export(
             _ImageSide(self.model),
@@ -98,7 +98,7 @@ class ImageText(Family):
             (_IMAGE_OUTPUT,),
             {key: {0: "images"} for key in (INPUT, _IMAGE_OUTPUT)},
             output,
-            "image.onnx",
+            "image",
         )
         for side in (text, image):
             side.tell(emit)
@@ -108,7 +108,7 @@ class ImageText(Family):
         sides = {"text": text.artifact, "image": image.artifact}
         return Made(
             artifact=Artifact(
-                format="onnx",
+                format=text.artifact.format,
                 precision="fp32",
                 inputs=tuple(spec for side in sides.values() for spec in side.inputs),
                 outputs=tuple(spec for side in sides.values() for spec in side.outputs),
@@ -120,7 +120,7 @@ class ImageText(Family):
                 ("tokenizer.json", "tokenizer"),
                 *((name, "config") for name in _CONFIGS),
             ),
-            tools=image.tools | {"exporter": f"{text.exporter}, {image.exporter}"},
+            tools=image.tools | {"exporter": f"{text.tools['exporter']}, {image.tools['exporter']}"},
         )
 
     def preprocessing(self) -> dict[str, Any]:

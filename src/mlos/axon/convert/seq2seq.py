@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mlos.axon.convert.embedding import EmbeddingRecipe
-from mlos.axon.convert.export import Axes, Exported, export
+from mlos.axon.convert.export import Axes, Exported, Exporter
 from mlos.axon.convert.family import (
     Family,
     Made,
@@ -37,7 +37,6 @@ from mlos.model import Artifact, InferenceRequest, TensorSpec
 from mlos.parity import Case
 
 TASK = "text2text-generation"
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 _GENERATION = (
     *("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size"),
     *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id"),
@@ -102,7 +101,7 @@ class Seq2Seq(Family):
             load_model(transformers.AutoModelForSeq2SeqLM, source), load_tokenizer(source), source, tasks
         )
 
-    def write(self, output: Path, emit: Emit) -> Made:
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
         """Both graphs, the tokenizer and the configuration."""
         with torch.no_grad():
             encoded = _Encoding(self.model, self._start)(*_source_example(self.model))
@@ -125,7 +124,7 @@ class Seq2Seq(Family):
             cross,
             axes,
             output,
-            ENCODER,
+            "encoder",
         )
         shapes = [(tensor.shape[0], tensor.shape[1], _PAST, tensor.shape[3]) for tensor in encoded]
         decoder = export(
@@ -139,7 +138,7 @@ class Seq2Seq(Family):
             ["logits", *present],
             axes,
             output,
-            DECODER,
+            "decoder",
         )
         for exported in (encoder, decoder):
             exported.tell(emit)
@@ -299,7 +298,7 @@ def _whole(encoder: Exported, decoder: Exported) -> Artifact:
     logits = next(spec for spec in decoder.artifact.outputs if spec.name == "logits")
     inputs: tuple[TensorSpec, ...] = (*encoder.artifact.inputs, taken["decoder_input_ids"])
     return Artifact(
-        format="onnx",
+        format=decoder.artifact.format,
         precision="fp32",
         inputs=inputs,
         outputs=(logits,),

@@ -13,7 +13,7 @@ import transformers
 from transformers.audio_utils import load_audio
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
-from mlos.axon.convert.export import Flat, export
+from mlos.axon.convert.export import Exporter, Flat
 from mlos.axon.convert.family import (
     SAFE,
     Family,
@@ -144,8 +144,8 @@ class Speech(Family):
             )
         return cls(model, *load_processors(source), source, tasks)
 
-    def write(self, output: Path, emit: Emit) -> Made:
-        """The model as an ONNX file, and the configuration of it and of its feature extractor."""
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
+        """The model as one file, and the configuration of it and of its feature extractor."""
         examples = {INPUT: torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))}
         if MASK in self._names:
             examples[MASK] = torch.ones(2, 16_000, dtype=torch.int32)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from mlos.axon.convert.export import export
+from mlos.axon.convert.export import Exporter
 from mlos.axon.convert.family import Family, Made, most_tokens, save_tokenizer
 from mlos.errors import InvalidInputError
 from mlos.host.child import Emit
@@ -45,8 +45,8 @@ class TextFamily(Family):
         self.inputs = tuple(name for name in tokenizer.model_input_names if name in taken)
         self.most_tokens = most_tokens(tokenizer, model.config)
 
-    def write(self, output: Path, emit: Emit) -> Made:
-        """The model as an ONNX file, its tokenizer and its configuration."""
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
+        """The model as one file, its tokenizer and its configuration."""
         exported = export(
             _Flat(self.model, self.inputs, self.outputs),
             {name: torch.ones(_EXAMPLE, dtype=torch.int64) for name in self.inputs},

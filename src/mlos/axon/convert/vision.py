@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from mlos.axon.convert.export import Axes, Flat, export
+from mlos.axon.convert.export import Axes, Exporter, Flat
 from mlos.axon.convert.family import (
     SAFE,
     Family,
@@ -107,8 +107,8 @@ class Vision(Family):
             )
         return cls(model, load_processor(source), source, tasks)
 
-    def write(self, output: Path, emit: Emit) -> Made:
-        """The model as an ONNX file, its configuration and its image processor's."""
+    def write(self, output: Path, export: Exporter, emit: Emit) -> Made:
+        """The model as one file, its configuration and its image processor's."""
         exported = export(
             Flat(self.model, self.INPUTS, self.OUTPUTS), self.example(), self.OUTPUTS, self.axes(), output
         )

@@ -13,7 +13,8 @@ import torch
 import transformers
 from onnx import numpy_helper
 
-from mlos.axon.convert.export import Flat, export, weights_beside
+from mlos.axon.convert.export import Flat
+from mlos.axon.convert.onnx_export import to_onnx, weights_beside
 from mlos.axon.seeding.batch import batch
 
 _OUTPUT = "logits"
@@ -30,7 +31,7 @@ def save_onnx(model: transformers.PreTrainedModel, seed: int, destination: Path)
     given = model.main_input_name
     pictures = batch(model, seed + 1)[given].to(torch.float32)
     axes = {name: {0: "batch"} for name in (given, _OUTPUT)}
-    export(Flat(model, (given,), (_OUTPUT,)), {given: pictures[:2]}, (_OUTPUT,), axes, destination)
+    to_onnx(Flat(model, (given,), (_OUTPUT,)), {given: pictures[:2]}, (_OUTPUT,), axes, destination)
     path = destination / "model.onnx"
     whole = onnx.load(path)
     path.write_bytes(whole.SerializeToString(deterministic=True))

@@ -1,4 +1,4 @@
-"""Variants: another precision of an installed model, proved like the original and stored beside it.
+"""Variants: another form of an installed model, proved like the original and stored beside it.
 
 A variant is a package of its own. Its reference is the original's with ``+NAME`` behind the commit, its short
 name the original's with ``-NAME`` behind; it shares the files that do not change (tokenizer, configuration,
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlos import __version__
 from mlos.axon.install import Installed, Plan, install, plan
+from mlos.axon.pickles import replace_pickles
 from mlos.axon.prove import prove
 from mlos.axon.sources import source_of
 from mlos.axon.sources.digests import sha256_of
@@ -28,7 +29,7 @@ from mlos.console import Console
 from mlos.errors import CorruptError, HubError, MlosError, NotFoundError, RefusedError, UsageError
 from mlos.host.child import run_confined
 from mlos.host.sandbox import Policy
-from mlos.model import Artifact, Calibration, FileEntry, FileRole, Manifest, Reference
+from mlos.model import Artifact, Calibration, FileEntry, FileRole, Manifest, ModelFormat, Reference
 from mlos.model.manifest import normal_path
 from mlos.parity import tolerance_named, tolerance_of
 from mlos.settings import Settings
@@ -39,6 +40,8 @@ CONVERTED = {"onnx": ("fp32", "fp16", "bf16"), "gguf": ("F32", "F16", "BF16")}
 QUANTIZED = {"onnx": ("int8",), "gguf": ("Q8_0", "Q5_K_M", "Q4_K_M")}
 """Precisions that hold numbers on a coarser scale, likewise."""
 STATIC = "static"
+PROGRAM: ModelFormat = "pt2"
+"""The form that torch computes, as ``torch.export`` writes it of a model that is packaged as ONNX."""
 _CHILD = "mlos.axon.variants.child"
 _TIMEOUT = 1800.0  # seconds
 _GIB = 1 << 30
@@ -56,38 +59,57 @@ class Written(BaseModel):
     calibration: Calibration | None
 
 
-def _label(precision: str, static: bool) -> str:
-    return f"{precision}-{STATIC}" if static else precision
+@dataclass(frozen=True)
+class Form:
+    """What a variant is: in which precision, with scales fixed beforehand or not, or as a program of torch."""
+
+    precision: str
+    static: bool = False
+    program: bool = False
+
+    @property
+    def label(self) -> str:
+        """What names it in references and short names."""
+        if self.program:
+            return PROGRAM
+        return f"{self.precision}-{STATIC}" if self.static else self.precision
+
+    @property
+    def of_source(self) -> bool:
+        """Whether it is made of the source's weights again, and not of the original's files."""
+        return self.program or self.precision in (*CONVERTED["gguf"], *QUANTIZED["gguf"])
+
+
+def forms_of(*formats: ModelFormat) -> dict[str, Form]:
+    """The forms of packages in these formats, by label in lower case."""
+    found = [Form(name) for kind in formats for name in (*CONVERTED.get(kind, ()), *QUANTIZED.get(kind, ()))]
+    if "onnx" in formats:
+        found += [Form("int8", static=True), Form("fp32", program=True)]
+    return {form.label.lower(): form for form in found}
 
 
 @dataclass(frozen=True)
 class Order:
-    """One variant to make of ``original``; ``static`` fixes the scales of what passes through beforehand."""
+    """One variant to make of ``original``."""
 
     original: Package
-    precision: str
-    static: bool = False
-
-    @property
-    def label(self) -> str:
-        """What names the variant in its reference and short name."""
-        return _label(self.precision, self.static)
+    form: Form
 
     @property
     def name(self) -> str:
         """Its short name."""
-        return f"{self.original.name}-{self.label}"
+        return f"{self.original.name}-{self.form.label}"
 
     @property
     def reference(self) -> str:
         """Its reference."""
-        return f"{self.original.reference}+{self.label}"
+        return f"{self.original.reference}+{self.form.label}"
 
     @property
     def row(self) -> str:
         """The row of tolerances that it is held to; at full precision the one of its original."""
         return tolerance_of(
-            self.original.manifest.artifact.model_copy(update={"precision": self.precision}),
+            self.original.manifest.artifact.model_copy(update={"precision": self.form.precision}),
             _named(self.original.manifest, self.original),
         ).name
 
@@ -97,19 +119,18 @@ class Foreseen:
     """A variant of a model that is not installed: ``plan`` is its original's, ``row`` what it is held to."""
 
     plan: Plan
-    precision: str
-    static: bool
+    form: Form
     row: str
 
     @property
     def name(self) -> str:
         """Its short name."""
-        return f"{self.plan.origin.name}-{_label(self.precision, self.static)}"
+        return f"{self.plan.origin.name}-{self.form.label}"
 
     @property
     def reference(self) -> str:
         """Its reference."""
-        return f"{self.plan.origin.resolution.reference}+{_label(self.precision, self.static)}"
+        return f"{self.plan.origin.resolution.reference}+{self.form.label}"
 
 
 def foreseen(
@@ -124,16 +145,10 @@ def foreseen(
         Store(settings.store).find(text)
     except NotFoundError:
         planned = plan(text, settings, console, network=network)
-        known = [name for forms in (CONVERTED, QUANTIZED) for names in forms.values() for name in names]
-        bare = label.removesuffix(f"-{STATIC}").lower()
-        precision = next((name for name in known if name.lower() == bare), None)
-        if precision is None:
-            raise UsageError(
-                f"there is no form {label!r}", field="precision", expected=", ".join(known), got=repr(label)
-            ) from None
+        form = _form(label, "there is no form", "onnx", "gguf")
         entry = planned.origin.entry
-        full = entry.tolerance if entry is not None and precision == "fp32" else precision
-        return Foreseen(planned, precision, label.endswith(f"-{STATIC}"), tolerance_named(full).name)
+        full = entry.tolerance if entry is not None and form.precision == "fp32" else form.precision
+        return Foreseen(planned, form, tolerance_named(full).name)
     return order(text, label, settings, console, network=network)
 
 
@@ -164,26 +179,22 @@ def order(text: str, label: str, settings: Settings, console: Console, *, networ
             got=f"a {manifest.source_format} file",
         )
     kind = manifest.artifact.format
-    known = {name.lower(): name for name in (*CONVERTED.get(kind, ()), *QUANTIZED.get(kind, ()))}
-    bare, _, way = label.partition("-")
-    static = way == STATIC
-    if bare.lower() not in known or (way and not static) or (static and known[bare.lower()] != "int8"):
-        forms = (*known.values(), *((f"int8-{STATIC}",) if kind == "onnx" else ()))
-        raise UsageError(
-            f"a model in {kind} has no form {label!r}",
-            field="precision",
-            expected=", ".join(forms),
-            got=repr(label),
+    form = _form(label, f"a model in {kind} has no form", kind)
+    if form.program and manifest.source_format == "onnx":
+        raise RefusedError(
+            f"{original.name} was published as ONNX: only the framework's weights become a program of torch",
+            field="format",
+            expected="a model that was converted from its framework's weights",
+            got="an onnx file",
         )
-    wanted = Order(original, known[bare.lower()], static)
-    if wanted.precision == manifest.artifact.precision:
+    if form.precision == manifest.artifact.precision and not form.program:
         raise UsageError(
-            f"{original.name} is {wanted.precision} already",
+            f"{original.name} is {form.precision} already",
             field="precision",
-            expected=", ".join(each for each in known.values() if each != wanted.precision),
-            got=wanted.precision,
+            expected=", ".join(each.label for each in forms_of(kind).values() if each != form),
+            got=form.precision,
         )
-    if static and manifest.artifact.parts:
+    if form.static and manifest.artifact.parts:
         raise RefusedError(
             f"{original.name} is a model of several graphs, whose scales cannot be calibrated part by part yet",
             field="static",
@@ -191,7 +202,19 @@ def order(text: str, label: str, settings: Settings, console: Console, *, networ
             got=", ".join(manifest.artifact.parts),
             hint=f"axon quantize {original.name} --precision int8",
         )
-    return wanted
+    return Order(original, form)
+
+
+def _form(label: str, refusal: str, *formats: ModelFormat) -> Form:
+    known = forms_of(*formats)
+    if label.lower() not in known:
+        raise UsageError(
+            f"{refusal} {label!r}",
+            field="precision",
+            expected=", ".join(form.label for form in known.values()),
+            got=repr(label),
+        )
+    return known[label.lower()]
 
 
 def install_variant(text: str, settings: Settings, console: Console, *, network: bool = True) -> Installed:
@@ -231,7 +254,7 @@ def make(wanted: Order, settings: Settings, console: Console, *, network: bool =
     with store.lease(original), store.staging(room) as arrivals, store.staging() as staging:
         kept = [file for file in original.manifest.files if file.role not in _REPLACED]
         _copy(original, [file.path for file in kept], staging.folder)
-        if original.manifest.artifact.format == "gguf":
+        if wanted.form.of_source:
             _fetch(original, arrivals.folder, store, console, network=network)
         else:
             replaced = [file.path for file in original.manifest.files if file.role in _REPLACED]
@@ -265,11 +288,12 @@ def _write(wanted: Order, source: Path, output: Path, console: Console) -> Writt
         "source": str(source.absolute()),
         "output": str(output.absolute()),
         "manifest": wanted.original.manifest.model_dump(mode="json"),
-        "precision": wanted.precision,
-        "static": wanted.static,
+        "precision": wanted.form.precision,
+        "static": wanted.form.static,
+        "program": wanted.form.program,
     }
-    unit = "tensors" if artifact.format == "gguf" else "operators" if wanted.static else ""
-    with console.step(wanted.label, unit=unit) as step:
+    unit = "tensors" if artifact.format == "gguf" else "operators" if wanted.form.static else ""
+    with console.step(wanted.form.label, unit=unit) as step:
 
         def show(event: dict[str, Any]) -> None:
             if "total" in event:
@@ -301,7 +325,7 @@ def _manifest(wanted: Order, written: Written, kept: list[FileEntry], folder: Pa
         "variant_of": wanted.original.digest,
         "calibration": written.calibration,
         "files": tuple(sorted((*kept, *new), key=lambda file: file.path)),
-        "tools": {**original.tools, **written.tools, "mlos": __version__},
+        "tools": {**({} if wanted.form.program else original.tools), **written.tools, "mlos": __version__},
     }
     return Manifest.model_validate(fields)
 
@@ -315,13 +339,14 @@ def _named(manifest: Manifest, original: Package) -> str:
 
 
 def _fetch(original: Package, folder: Path, store: Store, console: Console, *, network: bool) -> None:
-    """Bring the weights that the original was made of: a quantized file is no source for another."""
+    """Bring the weights that the original was made of: a quantized file, or a graph, is no source."""
     reference = _plain(original).at(original.manifest.commit)
     source = source_of(reference)
     if source.remote and not network:
         raise HubError(f"the weights of {reference} are needed again, and the network is not to be used")
     resolution = source.resolve(reference, allow_pickle=original.manifest.source_format == "pytorch")
     source.fetch(resolution, folder, store, console)
+    replace_pickles(folder, store, console)
 
 
 def _plain(package: Package) -> Reference:

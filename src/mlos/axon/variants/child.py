@@ -1,7 +1,10 @@
-"""The child of :mod:`mlos.axon.variants`: writes a model in another precision, confined like a conversion."""
+"""The child of :mod:`mlos.axon.variants`: writes a model in another form, confined like a conversion."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ def main(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Write the variant of the model in ``request["source"]``; returns the fields of ``Written``."""
     source, output = Path(request["source"]), Path(request["output"])
     manifest, precision = Manifest.model_validate(request["manifest"]), str(request["precision"])
+    if request["program"]:
+        return _program(source, output, manifest)
     if manifest.artifact.format == "gguf":
         return _gguf(source, output, manifest, precision, emit)
     if request["static"]:
@@ -45,6 +50,25 @@ def _onnx(source: Path, output: Path, manifest: Manifest, precision: str) -> dic
         }
     )
     return _written(artifact, files, _onnx_tools())
+
+
+def _program(source: Path, output: Path, manifest: Manifest) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from mlos.axon.convert.families import load
+    from mlos.axon.convert.family import settle_framework
+    from mlos.axon.convert.pt2_export import to_pt2
+
+    settle_framework()
+    family = load(source, manifest.tasks)
+    with tempfile.TemporaryDirectory() as scratch:  # tokenizer and configuration stay the original's
+        made = family.write(Path(scratch), to_pt2, lambda _: None)
+        files = [(path, role) for path, role in made.files if role in ("graph", "weights")]
+        for path, _ in files:
+            shutil.move(Path(scratch, path), output / path)
+    tools = {"torch": torch.__version__, "transformers": transformers.__version__, **made.tools}
+    return _written(made.artifact, files, tools)
 
 
 def _static(source: Path, output: Path, manifest: Manifest, precision: str, emit: Emit) -> dict[str, Any]:
@@ -110,7 +134,7 @@ def _gguf(source: Path, output: Path, manifest: Manifest, precision: str, emit: 
 
 def _written(
     artifact: Artifact,
-    files: list[tuple[str, str]],
+    files: Sequence[tuple[str, str]],
     tools: dict[str, str],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
