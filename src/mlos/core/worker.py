@@ -42,7 +42,7 @@ from mlos.store import Package, Store
 from mlos.tasks import Prepared, SinglePass, Tasks, tasks_of
 
 HEAVY = ("torch", "transformers", "huggingface_hub")
-"""What a worker must not import: they take seconds and gigabytes, and do not serve."""
+"""What a worker does not import unless its engine is one: they take seconds, and hundreds of megabytes."""
 _OPEN_FILES = 256
 _MEMORY_SHARE = 0.75
 """Of the memory this host may use: the most a worker may, so that a greedy request fails alone."""
@@ -52,7 +52,8 @@ def load(orders: Orders, streams: int = 1) -> tuple[list[Model], Report]:
     """Confine this process, then open what the package holds, a model for each stream, and verify the package.
 
     The files are hashed by another thread meanwhile: what they hold is strange to the sandbox either way, and
-    nothing is answered before they are known to be right. After a life that died as it loaded they are first.
+    nothing is answered before they are known to be right. After a life that died as it loaded they are first, and
+    where a file can run code.
 
     Raises:
         MlosError: the package is corrupt, its engine is missing, the model cannot be opened.
@@ -77,7 +78,7 @@ def load(orders: Orders, streams: int = 1) -> tuple[list[Model], Report]:
         confinement = confine(measured(policy))
     with ThreadPoolExecutor(1, thread_name_prefix="verify") as aside:
         verified = aside.submit(store.check, package)
-        if orders.wary:
+        if orders.wary or manifest.artifact.runs_code:
             verified.result()
         try:
             with stage("open"):

@@ -50,7 +50,8 @@ class TorchEngine:
     def open(cls, folder: Path, artifact: Artifact, threads: int) -> Self:
         """Load the program of ``artifact`` from ``folder``.
 
-        An archive can run code as it is loaded. Packages hold none but those that conversion wrote.
+        An archive can run code as it is loaded (:attr:`mlos.model.Artifact.runs_code`). Packages hold none but
+        those that conversion wrote.
 
         Raises:
             MissingExtraError: if torch is not installed.

@@ -60,6 +60,11 @@ class Artifact(_Frozen):
     outputs: tuple[TensorSpec, ...]
     parts: dict[str, Artifact] = {}
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether its files can run code as they are opened, so that they have to be verified before."""
+        return self.format == "pt2"
+
     @model_validator(mode="after")
     def _file_or_parts(self) -> Artifact:
         if (self.path is None) != bool(self.parts):
