@@ -52,8 +52,8 @@ def load(orders: Orders, streams: int = 1) -> tuple[list[Model], Report]:
     """Confine this process, then open what the package holds, a model for each stream, and verify the package.
 
     The files are hashed by another thread meanwhile: what they hold is strange to the sandbox either way, and
-    nothing is answered before they are known to be right. After a life that died as it loaded they are first, and
-    where a file can run code.
+    nothing is answered before they are known to be right. After a life that died as it loaded they are first,
+    and where a file can run code.
 
     Raises:
         MlosError: the package is corrupt, its engine is missing, the model cannot be opened.

@@ -18,7 +18,7 @@ from mlos.model.tensors import TensorSpec
 
 SCHEMA_VERSION: Literal[4] = 4
 """Version 2 added models of several graphs and divergences, version 3 variants and their quality, version 4 how
-a variant was calibrated; what earlier versions wrote is read as it is."""
+a variant was calibrated, and programs of torch; what earlier versions wrote is read as it is."""
 
 ModelFormat: TypeAlias = Literal["onnx", "gguf", "safetensors", "pytorch", "pt2"]
 Weights: TypeAlias = Literal["hub", "trained", "seeded", "local"]
