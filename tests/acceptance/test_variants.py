@@ -74,7 +74,7 @@ def test_a_program_of_torch_is_served_in_a_worker_that_is_confined_as_any_other(
     assert ready["heavy"] == ["torch"]
     strange = {name: [[10**6]] for name in ("input_ids", "attention_mask", "token_type_ids")}
     refused = beside.ask("minilm-pt2", {"inputs": strange})
-    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_input")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_input")
 
 
 def test_a_variant_answers_alike_alone_and_in_a_batch(beside: Served) -> None:
