@@ -25,6 +25,19 @@ def unhurried() -> None:
     """Everybody waits."""
 
 
+def patience_for(runs: int) -> Callable[[], None]:
+    """Nobody waits any more after so many runs of encoder and decoder."""
+    left = runs
+
+    def check() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise DeadlineError("nobody waits")
+
+    return check
+
+
 @pytest.fixture(scope="module")
 def made(small: Small) -> TinyT5:
     return tiny_t5(small)
@@ -163,16 +176,8 @@ def test_of_a_step_that_is_given_up_nothing_is_kept(
     early = joined(cohorts, sources[0])
     before = steps(cohorts, 2)
     late = [joined(cohorts, source) for source in sources[1:3]]
-    asked = 0
-
-    def impatient() -> None:
-        nonlocal asked
-        asked += 1
-        if asked > patience:
-            raise DeadlineError("nobody waits")
-
     with pytest.raises(DeadlineError):
-        cohorts.step(impatient)
+        cohorts.step(patience_for(patience))
     after = steps(cohorts, STEPS)
     assert (before[early] + after[early])[:STEPS] == alone[0]
     assert [after[place] for place in late] == alone[1:3]
@@ -268,3 +273,16 @@ def test_where_the_encoder_fails_on_one_the_others_go_on(
         alone[number] for number in (0, 2, 3)
     ]
     assert cohorts.free == 1
+
+
+def test_the_encoder_s_error_outlives_a_step_that_is_given_up(
+    engine: EncoderDecoder, sources: list[Tensors], alone: list[list[int]]
+) -> None:
+    cohorts = Cohorts(Counting(engine, unlucky=LENGTHS[1]), 4)
+    failing, left, other = (joined(cohorts, sources[number]) for number in (1, 1, 0))
+    with pytest.raises(DeadlineError):
+        cohorts.step(patience_for(2))
+    cohorts.leave(left)
+    had = steps(cohorts, STEPS)
+    assert [type(outcome) for outcome in had[failing]] == [WorkerError]
+    assert (left in had, had[other]) == (False, alone[0])

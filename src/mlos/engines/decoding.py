@@ -111,6 +111,8 @@ class Cohorts:
         self._taken: dict[int, _Sequence] = {}
         self._joining: list[_Sequence] = []
         self._cohorts: list[_Cohort] = []
+        self._unbegun: dict[int, MlosError] = {}
+        """Why the encoder failed, by place: kept until a step is done, since one may be given up."""
 
     @property
     def free(self) -> int:
@@ -131,9 +133,11 @@ class Cohorts:
     def step(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
         """See :class:`mlos.engines.Places`."""
         self._cohorts = [self._present(cohort) for cohort in self._cohorts]
-        outcomes = self._begin(check)
+        self._begin(check)
         computed = [each for cohort in _together(self._cohorts) for each in self._computed(cohort, check)]
         self._cohorts = [cohort for cohort, _ in computed]
+        outcomes: dict[int, int | MlosError] = {**self._unbegun}
+        self._unbegun.clear()
         for cohort, given in computed:
             if isinstance(given, MlosError):
                 outcomes |= {member.place: given for member in cohort.members}
@@ -146,6 +150,7 @@ class Cohorts:
     def leave(self, place: int) -> None:
         """See :class:`mlos.engines.Places`."""
         left = self._taken.pop(place)
+        self._unbegun.pop(place, None)
         self._joining = [each for each in self._joining if each is not left]
         # No row is moved here, which takes memory that there may not be: the next step does that, once for all.
         self._cohorts = [each for each in self._cohorts if any(map(self._is_present, each.members))]
@@ -158,9 +163,8 @@ class Cohorts:
         rows = [row for row, member in enumerate(cohort.members) if self._is_present(member)]
         return cohort if len(rows) == len(cohort.members) else cohort.only(rows)
 
-    def _begin(self, check: Callable[[], None]) -> dict[int, int | MlosError]:
-        """Encode for those that have joined, as far as there is time; of some the encoder's error."""
-        failed: dict[int, int | MlosError] = {}
+    def _begin(self, check: Callable[[], None]) -> None:
+        """Encode for those that have joined, as far as there is time."""
         due = time.monotonic() + ENCODE_SECONDS
         while self._joining:
             check()
@@ -168,10 +172,9 @@ class Cohorts:
             try:
                 self._cohorts.append(_Cohort([sequence], self._decoder.begin(sequence.inputs)))
             except (MlosError, MemoryError) as error:
-                failed[sequence.place] = _as_error(error)
+                self._unbegun[sequence.place] = _as_error(error)
             if time.monotonic() >= due:
                 break
-        return failed
 
     def _computed(
         self, cohort: _Cohort, check: Callable[[], None]
