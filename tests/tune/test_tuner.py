@@ -18,7 +18,7 @@ from mlos.tune import Precision, Tuning, chosen
 from mlos.tune.candidates import streamed
 from mlos.tune.record import Candidate, compiled_folder
 from mlos.tune.shapes import BATCH
-from mlos.tune.tuner import tune
+from mlos.tune.tuner import patience, tune
 
 QUIET = Console(OutputFormat.QUIET, ProgressMode.NONE)
 LIAR = """
@@ -144,6 +144,10 @@ def test_what_an_engine_compiled_is_kept_for_the_choice_alone(
     }
     assert {engine for engine, folder in kept.items() if folder.is_dir()} == served
     assert all(any(kept[engine].iterdir()) for engine in served)
+
+
+def test_a_candidate_that_hangs_is_not_waited_for_all_day() -> None:
+    assert [patience(seconds) for seconds in (1, 60, 3000)] == [300, 600, 3600]
 
 
 def test_what_no_framework_answers_for_cannot_be_tuned(tmp_path: Path) -> None:

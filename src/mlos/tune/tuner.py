@@ -14,6 +14,7 @@ import math
 import secrets
 import shutil
 import statistics
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,9 @@ PAIRS = 10
 """Groups of four blocks per candidate, where nobody asks for another number."""
 _CHILD = "mlos.tune.child"
 _TIMEOUT = 3600.0
+_LEAST_PATIENCE, _PATIENCE = 300.0, 10.0
+"""Seconds that any candidate has, and in how many times the default's time one is done that does not hang: one
+that is slower by a quarter is given up early."""
 _GIB = 1 << 30
 
 _log = logging.getLogger(__name__)
@@ -123,11 +127,16 @@ def tune(
     variants = variants_of(store, package)
     forms = {each.digest: each for each in (package, *variants)}
 
+    timeout = _TIMEOUT
+
     def tried(candidate: Candidate, reference: Candidate) -> Trial:
         with console.step(f"{candidate}", total=pairs, unit="groups") as step:
-            return _try(candidate, reference, package, forms, pairs, seed, lambda: step.advance(1))
+            return _try(candidate, reference, package, forms, pairs, seed, timeout, lambda: step.advance(1))
 
     asked = candidates(package, variants, precision, threads)
+    began = time.monotonic()
+    default = tried(asked[0], asked[0])
+    timeout = patience(time.monotonic() - began)
     versions = installed()
     tuning = Tuning(
         model=package.name,
@@ -138,7 +147,7 @@ def tune(
         engines={name: versions[name] for name in sorted({each.engine for each in asked}) if name in versions},
         host=record(),
         seed=seed,
-        trials=tuple(tried(candidate, asked[0]) for candidate in asked),
+        trials=(default, *(tried(candidate, asked[0]) for candidate in asked[1:])),
     )
     for best in _bests(package, variants, tuning, precision, threads):
         several = [tried(each, best) for each in streamed(best, forms[best.digest].manifest.artifact)]
@@ -148,6 +157,11 @@ def tune(
             for each in dict.fromkeys((best.model_copy(update={"streams": 1}), best)):
                 _keep(each, forms[best.digest], settings.home, tuning.host.id)
     return tuning
+
+
+def patience(default: float) -> float:
+    """In how many seconds a candidate must be done where the default took ``default``: else it hangs."""
+    return min(_TIMEOUT, max(_LEAST_PATIENCE, _PATIENCE * default))
 
 
 def _bests(
@@ -170,6 +184,7 @@ def _try(
     forms: dict[str, Package],
     pairs: int,
     seed: int,
+    timeout: float,
     timed: Any,
 ) -> Trial:
     package, other = forms[candidate.digest], forms[reference.digest]
@@ -196,7 +211,7 @@ def _try(
             _CHILD,
             msgspec.to_builtins(order),
             policy,
-            timeout=_TIMEOUT,
+            timeout=timeout,
             on_event=lambda event: timed() if "timed" in event else None,
         )
         found = _Found.model_validate(answer)
