@@ -106,8 +106,58 @@ def test_what_no_output_asked_for_needs_is_not_computed(engine: TorchEngine) -> 
 
 
 def test_a_text_beyond_the_positions_is_the_request_s_fault(engine: TorchEngine) -> None:
-    with pytest.raises(InvalidInputError, match="cannot take these tensors"):
+    with pytest.raises(InvalidInputError, match="cannot take"):
         engine.run({"tokens": tokens(1, POSITIONS + 1)})
+
+
+def test_lengths_at_which_the_model_goes_another_way_are_refused(tmp_path: Path) -> None:
+    class Forked(torch.nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            (given,) = tensors
+            return given * 2 if given.shape[1] < 8 else given * 3, given
+
+    engine = TorchEngine.open(tmp_path, written(tmp_path, module=Forked()), 1)
+    assert np.array_equal(engine.run({"tokens": tokens(1, 7)})["vectors"], 2 * tokens(1, 7))
+    with pytest.raises(InvalidInputError, match="cannot take a length of 8 along axis 1") as caught:
+        engine.run({"tokens": tokens(1, 8)}, ["doubled"])
+    assert (caught.value.field, caught.value.expected, caught.value.got) == ("inputs.tokens", "0 to 7", "8")
+
+
+def test_no_run_changes_its_inputs_or_gives_its_weights_away(tmp_path: Path) -> None:
+    class Careless(torch.nn.Module):
+        table: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(4.0))
+            self.register_buffer("table", torch.arange(4.0))
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tensors[0].add_(1), self.weight, self.table[1:]
+
+    inputs = {"tokens": torch.ones(2, 5, dtype=torch.int64)}
+    free = dict.fromkeys(("tokens", "more"), AXES)
+    artifact = to_pt2(Careless(), inputs, ("more", "weight", "table"), free, tmp_path).artifact
+    engine, asked = TorchEngine.open(tmp_path, artifact, 1), tokens(2, 3)
+    kept = asked.copy()
+    first = engine.run({"tokens": asked})
+    assert np.array_equal(asked, kept)
+    assert np.array_equal(first["more"], kept + 1)
+    for answer in first.values():
+        answer[:] = 99
+    again = engine.run({"tokens": asked})
+    assert (again["weight"].tolist(), again["table"].tolist()) == ([0, 1, 2, 3], [1, 2, 3])
+    assert np.array_equal(engine.run({"tokens": asked}, ["more"])["more"], kept + 1)
+
+
+def test_however_many_sets_of_outputs_are_asked_for_few_programs_are_kept(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_MOST_PROGRAMS", 1)
+    asked = {"tokens": tokens(1, 3)}
+    for wanted in (["doubled"], ["vectors"], ["vectors", "doubled"], ["doubled", "vectors"], []):
+        assert list(engine.run(asked, wanted)) == wanted
+    assert len(engine._programs) == 2  # and the whole
 
 
 def test_arrays_that_cannot_be_written_to_or_lie_scattered_are_taken(engine: TorchEngine) -> None:
@@ -149,13 +199,20 @@ def test_the_same_model_is_the_same_bytes_and_says_nothing_of_the_machine(tmp_pa
         assert remark not in content
 
 
-def test_an_axis_that_the_program_does_not_keep_free_is_an_error(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_as_it_should_is_refused(tmp_path: Path) -> None:
     class Fixed(torch.nn.Module):
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return tensors[0].reshape(2, 5), tensors[0]
 
     with pytest.raises(RefusedError, match=r"torch\.export cannot export this model"):
         written(tmp_path / "fixed", module=Fixed())
+
+    class Half(torch.nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return tensors[0].to(torch.bfloat16), tensors[0]
+
+    with pytest.raises(MlosError, match="bfloat16"):
+        written(tmp_path / "half", module=Half())
     with pytest.raises(MlosError, match="other free axes than it was to have"):
         to_pt2(
             Reader(),

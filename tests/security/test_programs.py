@@ -15,10 +15,15 @@ import pytest
 import torch
 from tests.axon.conftest import axon
 from tests.core.conftest import Start
+from tests.small import Small
 
 from mlos.axon.convert.pt2_export import to_pt2
+from mlos.console import Console, OutputFormat, ProgressMode
+from mlos.errors import CorruptError
 from mlos.model import Artifact, FileEntry, Manifest
+from mlos.settings import Settings
 from mlos.store import InstallRecord, Package, Store
+from mlos.tune.tuner import tune
 
 ROW = {"inputs": {"x": [[1, 2, 3]]}}
 PROGRAM = "model.pt2"
@@ -64,7 +69,7 @@ def poison(path: Path) -> None:
             archive.writestr(name, data)
 
 
-def install(store: Store, *, poisoned: bool) -> Package:
+def install(store: Store, *, poisoned: bool, variant_of: str | None = None) -> Package:
     """The program as a package; with ``poisoned`` one that was made so, and whose digest says nothing."""
     with store.staging() as staging:
         artifact = export(staging.folder)
@@ -79,6 +84,7 @@ def install(store: Store, *, poisoned: bool) -> Package:
             source_format="safetensors",
             tasks=("tensors",),
             artifact=artifact,
+            variant_of=variant_of,
             files=(
                 FileEntry(
                     path=PROGRAM, size=len(data), sha256=hashlib.sha256(data).hexdigest(), role="weights"
@@ -88,18 +94,32 @@ def install(store: Store, *, poisoned: bool) -> Package:
         return store.commit(staging, manifest, InstallRecord(installed_at=datetime.now(UTC), axon="0"))
 
 
+def tamper(package: Package) -> None:
+    """Poison it in the store."""
+    package.path(PROGRAM).chmod(0o644)
+    package.folder.chmod(0o755)
+    poison(package.path(PROGRAM))
+
+
 def test_a_program_that_was_changed_in_the_store_is_not_opened(start: Start, store: Store) -> None:
     package = install(store, poisoned=False)
     server = start()
     assert server.infer("plus", ROW).json["result"] == {"y": [[2, 12, 103]]}
     server.stop()
-    package.path(PROGRAM).chmod(0o644)
-    package.folder.chmod(0o755)
-    poison(package.path(PROGRAM))
+    tamper(package)
     changed = start()
     refused = changed.infer("plus", ROW)
     assert (refused.status, refused.error["code"], refused.error["field"]) == (422, "corrupt", PROGRAM)
     assert not [line for line in changed.lines() if line["message"] == "worker died"]
+
+
+def test_nor_is_it_tuned(store: Store, small: Small, home: Path) -> None:
+    original = small.install("bert", store)
+    tamper(install(store, poisoned=False, variant_of=original.digest))
+    console = Console(OutputFormat.QUIET, ProgressMode.NONE)
+    with pytest.raises(CorruptError) as caught:
+        tune(original, "fp32", Settings(home=home), console, threads=1, pairs=3, seed=0)
+    assert caught.value.field == PROGRAM
 
 
 def test_the_attack_is_one(start: Start, store: Store) -> None:

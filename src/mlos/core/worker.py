@@ -6,7 +6,8 @@ files are verified, warms up, reports, and serves until the front hangs up. On i
 object per line (:class:`Report`); what libraries print lands on stderr. No native library touches the model
 before the sandbox holds.
 
-What it does not know: HTTP, other models, why it was started. It imports neither torch nor transformers.
+What it does not know: HTTP, other models, why it was started. It imports no transformers, and torch only where
+torch computes.
 """
 
 from __future__ import annotations

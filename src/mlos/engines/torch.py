@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import tempfile
 import threading
@@ -16,19 +15,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
+import msgspec
 from numpy.typing import NDArray
 
 from mlos.engines.files import file_of
 from mlos.engines.inputs import check_declared, check_inputs, check_outputs, check_threads
 from mlos.engines.openmp import sleep_soon
 from mlos.engines.refusals import one_line, refusal
-from mlos.errors import MissingExtraError, RefusedError
+from mlos.errors import InvalidInputError, MissingExtraError, RefusedError
 from mlos.model import Artifact, ModelFormat, Tensors
 
 FORMAT: ModelFormat = "pt2"
 NAMES = "tensors.json"
-"""The file in the archive that says how the program's inputs and outputs are called, in their order."""
+"""The file in the archive that holds :class:`Names`."""
+_MOST_PROGRAMS = 16
+"""Sets of outputs for which a program is kept; whoever asks for others has all of them computed."""
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What the archive's own format does not say: how the program's inputs and outputs are called, in order.
+
+    ``lengths`` are, of each axis of each input, the least and the most that the program was exported for; None
+    is any.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    lengths: list[list[tuple[int, int | None]]]
 
 
 class TorchEngine:
@@ -39,11 +52,14 @@ class TorchEngine:
     library_bytes: ClassVar[int] = 280 << 20
     """See :func:`mlos.engines.library_bytes`: about what torch 2.13 takes with a tiny program."""
 
-    def __init__(self, module: Any, artifact: Artifact, names: dict[str, list[str]], threads: int) -> None:
-        self._module, self._artifact, self._threads = module, artifact, threads
-        self._inputs, self._outputs = names["inputs"], names["outputs"]
-        self._giving: dict[tuple[str, ...], Any] = {}
-        """The program by the outputs that it gives."""
+    def __init__(self, module: Any, artifact: Artifact, names: Names, threads: int) -> None:
+        self._module, self._artifact, self._names, self._threads = module, artifact, names, threads
+        self._weights = {
+            tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())
+        }
+        """Where their memory is."""
+        self._programs: dict[frozenset[str], tuple[list[str], Any]] = {}
+        """The program by what it is asked for, with the outputs that it gives in their order."""
         self._trimming = threading.Lock()
 
     @classmethod
@@ -64,11 +80,11 @@ class TorchEngine:
         try:
             with _no_temporary_folder():
                 module = torch.export.load(path, extra_files=extra).module()
-            names = json.loads(extra[NAMES])
+            names = msgspec.json.decode(extra[NAMES], type=Names)
         except Exception as error:  # whatever it is: a damaged archive raises what its parts raise
             words = one_line(f"{type(error).__name__}: {error}")
             raise RefusedError(f"torch cannot load {artifact.path}: {words}", field=artifact.path) from error
-        check_declared(artifact, names["inputs"], names["outputs"])
+        check_declared(artifact, names.inputs, names.outputs)
         return cls(module, artifact, names, threads)
 
     def run(self, inputs: Tensors, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -84,26 +100,49 @@ class TorchEngine:
         check_outputs(self._artifact.outputs, wanted)
         if torch.get_num_threads() != self._threads:  # of the whole process, where tuning opens two engines
             torch.set_num_threads(self._threads)
-        # It takes no array that it could not write to.
-        tensors = [torch.from_numpy(np.require(inputs[name], requirements=["C", "W"])) for name in self._inputs]
+        self._check_lengths(inputs)
+        given, program = self._giving(frozenset(wanted))
         try:
             with torch.inference_mode():
-                answers = self._for(tuple(wanted))(*tensors)
-        except (RuntimeError, IndexError) as error:
+                # A copy, since a program may write to its inputs, or give them.
+                tensors = [torch.tensor(inputs[name]) for name in self._names.inputs]
+                answers = dict(zip(given, map(self._owned, program(*tensors)), strict=True))
+        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
             raise refusal("torch", one_line(str(error)), of_these_tensors=True) from error
-        return {name: answer.numpy() for name, answer in zip(wanted, answers, strict=True)}
+        return {name: answers[name] for name in wanted}
 
-    def _for(self, wanted: tuple[str, ...]) -> Any:
-        """The program without what none of the outputs ``wanted`` needs; its weights are shared."""
+    def _check_lengths(self, inputs: Tensors) -> None:
+        """Refuse lengths that the program was not exported for: the model may go another way with them."""
+        for name, bounds in zip(self._names.inputs, self._names.lengths, strict=True):
+            for axis, (length, (least, most)) in enumerate(zip(inputs[name].shape, bounds, strict=True)):
+                if not least <= length <= (length if most is None else most):
+                    raise InvalidInputError(
+                        f"input tensor '{name}': the model cannot take a length of {length} along axis {axis}",
+                        field=f"inputs.{name}",
+                        expected=f"{least} or more" if most is None else f"{least} to {most}",
+                        got=str(length),
+                    )
+
+    def _owned(self, answer: Any) -> NDArray[Any]:
+        """A tensor as an array that is not one of the program's weights."""
+        answer = answer.detach()
+        array: NDArray[Any] = answer.numpy()
+        return array.copy() if answer.untyped_storage().data_ptr() in self._weights else array
+
+    def _giving(self, wanted: frozenset[str]) -> tuple[list[str], Any]:
+        """What gives the outputs ``wanted``, in which order, without what none of them needs."""
         with self._trimming:
-            if wanted not in self._giving:
+            if wanted not in self._programs and len(self._programs) >= _MOST_PROGRAMS:
+                wanted = frozenset(self._names.outputs)
+            if wanted not in self._programs:
                 fx = _torch().fx
                 graph = fx.Graph()
-                all_of_them = graph.graph_copy(self._module.graph, {})
-                graph.output(tuple(all_of_them[self._outputs.index(name)] for name in wanted))
+                given = zip(self._names.outputs, graph.graph_copy(self._module.graph, {}), strict=True)
+                kept = {name: node for name, node in given if name in wanted}
+                graph.output(tuple(kept.values()))
                 graph.eliminate_dead_code()
-                self._giving[wanted] = fx.GraphModule(self._module, graph)
-            return self._giving[wanted]
+                self._programs[wanted] = list(kept), fx.GraphModule(self._module, graph)
+            return self._programs[wanted]
 
     @property
     def version(self) -> str:

@@ -118,6 +118,7 @@ def tune(
 
     Raises:
         RefusedError: if the package has no golden record, so that nothing could prove another way.
+        CorruptError: if files that can run code are not as they were committed.
         MissingExtraError: if scipy is not installed.
         MlosError: if the default itself cannot be proved or timed.
     """
@@ -126,12 +127,16 @@ def tune(
     store = Store(settings.store)
     variants = variants_of(store, package)
     forms = {each.digest: each for each in (package, *variants)}
+    for form in forms.values():
+        if form.manifest.artifact.runs_code:
+            store.check(form)
 
     timeout = _TIMEOUT
 
     def tried(candidate: Candidate, reference: Candidate) -> Trial:
         with console.step(f"{candidate}", total=pairs, unit="groups") as step:
-            return _try(candidate, reference, package, forms, pairs, seed, timeout, lambda: step.advance(1))
+            limit = timeout * candidate.streams  # which are timed against as many runs in a row
+            return _try(candidate, reference, package, forms, pairs, seed, limit, lambda: step.advance(1))
 
     asked = candidates(package, variants, precision, threads)
     began = time.monotonic()
@@ -253,6 +258,8 @@ def _judge(candidate: Candidate, reference: Candidate, ratio: Ratio, given_up: b
         return "given up", f"at least {GIVE_UP:g} times {whose} in each of {ratio.n} groups"
     if ratio.faster:
         return "faster", against
+    if ratio.likely_faster:
+        return "likely faster", against
     return ("slower" if ratio.slower else "no difference found"), against
 
 
@@ -277,7 +284,7 @@ def _gains(shapes: Sequence[_Shape], found: Sequence[Group]) -> dict[str, Ratio]
 def _batching(shapes: Sequence[_Shape], gains: dict[str, Ratio]) -> Batching | None:
     """Up to which length batches pay: at that one and at all shorter ones."""
     batched = [shape for shape in shapes if shape.single in gains and shape.batch > 1]
-    worth = list(itertools.takewhile(lambda shape: gains[shape.single].faster, batched))
+    worth = list(itertools.takewhile(lambda shape: gains[shape.single].likely_faster, batched))
     return Batching(most=BATCH, longest=worth[-1].length) if worth else None
 
 

@@ -7,20 +7,23 @@ example's tensors as a pickle, is left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from mlos.axon.convert.export import Axes, Exported, check_free
-from mlos.engines.torch import FORMAT, NAMES
-from mlos.errors import RefusedError
+from mlos.engines.torch import FORMAT, NAMES, Names
+from mlos.errors import MlosError, RefusedError
 from mlos.model import Artifact, TensorSpec
 from mlos.model.tensors import dtype_name
 
 _REMARKS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
+_FEW = 2
+"""From which length on the exporter takes any for any; what it writes serves fewer too."""
 
 
 def to_pt2(
@@ -44,22 +47,25 @@ def to_pt2(
             program = torch.export.export(
                 function, tuple(inputs.values()), dynamic_shapes=(shapes,), strict=False
             )
+        _anonymise(program)
+        nodes = list(program.graph.nodes)
+        taken = [node for node in nodes if node.name in set(program.graph_signature.user_inputs)]
+        given = next(node for node in nodes if node.op == "output").args[0]
+        lengths = [_lengths(node, program) for node in taken]
+        artifact = Artifact(
+            format=FORMAT,
+            precision="fp32",
+            path=path.name,
+            inputs=_specs(inputs, taken, axes),
+            outputs=_specs(outputs, given, axes),
+        )
+        names = msgspec.json.encode(Names(list(inputs), list(outputs), lengths)).decode()
+        torch.export.save(program, path, extra_files={NAMES: names})
+    except MlosError:
+        raise
     except Exception as error:  # whatever it is: the exporter raises what its parts raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise RefusedError(f"torch.export cannot export this model: {reason}", field="format") from error
-    _anonymise(program)
-    names = {"inputs": list(inputs), "outputs": list(outputs)}
-    torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
-    nodes = list(program.graph.nodes)
-    taken = set(program.graph_signature.user_inputs)
-    given = next(node for node in nodes if node.op == "output").args[0]
-    artifact = Artifact(
-        format=FORMAT,
-        precision="fp32",
-        path=path.name,
-        inputs=_specs(inputs, [node for node in nodes if node.name in taken], axes),
-        outputs=_specs(outputs, given, axes),
-    )
     return Exported(artifact, ((path.name, "weights"),), {"exporter": "torch.export"})
 
 
@@ -71,6 +77,24 @@ def _anonymise(program: torch.export.ExportedProgram) -> None:
                 for remark in _REMARKS:
                     node.meta.pop(remark, None)
     program.example_inputs = None
+
+
+def _lengths(node: torch.fx.Node, program: torch.export.ExportedProgram) -> list[tuple[int, int | None]]:
+    """The least and the most length of each axis of an input."""
+    return [
+        (length, length)
+        if isinstance(length, int)
+        else _bounds(program.range_constraints.get(length.node.expr))
+        for length in node.meta["val"].shape
+    ]
+
+
+def _bounds(allowed: Any) -> tuple[int, int | None]:
+    """The least and the most of a symbol's range; None is any."""
+    if allowed is None:
+        return 0, None
+    least, most = (int(end) if end.is_Integer else None for end in (allowed.lower, allowed.upper))
+    return least if least is not None and least > _FEW else 0, most
 
 
 def _specs(names: Iterable[str], nodes: Iterable[torch.fx.Node], axes: Axes) -> tuple[TensorSpec, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlos import __version__
+from mlos.axon.convert import require_framework
 from mlos.axon.install import Installed, Plan, install, plan
 from mlos.axon.pickles import replace_pickles
 from mlos.axon.prove import prove
@@ -191,7 +192,9 @@ def order(text: str, label: str, settings: Settings, console: Console, *, networ
         raise UsageError(
             f"{original.name} is {form.precision} already",
             field="precision",
-            expected=", ".join(each.label for each in forms_of(kind).values() if each != form),
+            expected=", ".join(
+                each.label for each in forms_of(kind).values() if each.precision != form.precision
+            ),
             got=form.precision,
         )
     if form.static and manifest.artifact.parts:
@@ -210,7 +213,7 @@ def _form(label: str, refusal: str, *formats: ModelFormat) -> Form:
     if label.lower() not in known:
         raise UsageError(
             f"{refusal} {label!r}",
-            field="precision",
+            field="form",
             expected=", ".join(form.label for form in known.values()),
             got=repr(label),
         )
@@ -242,6 +245,8 @@ def make(wanted: Order, settings: Settings, console: Console, *, network: bool =
                 faults = store.verify(package)
             if not faults:
                 return Installed(package, cached=True, seconds=package.record.seconds)
+    if wanted.form.program:
+        require_framework("exporting a program of torch")
     room = 3 * original.manifest.size
     seconds: dict[str, float] = {}
     began = time.monotonic()
