@@ -97,6 +97,16 @@ def test_the_fastest_that_is_faster_is_taken(package: Package) -> None:
     assert choose(package, tuning, "bf16")[0] == "openvino bf16, 2 threads"
 
 
+def test_what_is_likely_faster_is_taken_too(package: Package) -> None:
+    tuning = tuned(
+        package,
+        trial(package, "faster", 0.9, threads=1),
+        trial(package, "likely faster", 0.85),
+        trial(package, "likely faster", 0.8, streams=2),
+    )
+    assert choose(package, tuning)[0] == "openvino fp32, 2 threads, 2 streams"
+
+
 def test_in_streams_it_is_where_several_runs_at_once_are_faster_than_in_a_row(package: Package) -> None:
     tuning = tuned(
         package,

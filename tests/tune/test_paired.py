@@ -32,6 +32,7 @@ def test_nothing_and_next_to_nothing_are_no_difference(true: float) -> None:
     found = of([true, true * 1.0001, true * 0.9999] * 4, [1.0001, 0.9999] * 6)
     assert found.high <= 1.001
     assert not found.faster
+    assert not found.likely_faster
     assert not found.slower
 
 
@@ -40,12 +41,14 @@ def test_an_effect_below_the_noise_floor_is_no_difference() -> None:
     assert found.high < 1
     assert found.floor > 0.1
     assert not found.faster
+    assert found.likely_faster  # which is enough to choose by
 
 
 def test_an_interval_that_holds_1_is_no_difference() -> None:
     found = of([0.5, 1.5, 0.7, 1.3, 0.6], [1.0, 1.001, 0.999, 1.0, 1.0])
     assert found.low < 1 < found.high
     assert not found.faster
+    assert not found.likely_faster
 
 
 def test_equal_groups_have_an_interval_without_width() -> None:

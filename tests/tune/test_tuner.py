@@ -16,6 +16,7 @@ from mlos.settings import Settings
 from mlos.store import Package, Store
 from mlos.tune import Precision, Tuning, chosen
 from mlos.tune.candidates import streamed
+from mlos.tune.choice import TAKEN
 from mlos.tune.record import Candidate, compiled_folder
 from mlos.tune.shapes import BATCH
 from mlos.tune.tuner import patience, tune
@@ -109,10 +110,10 @@ def test_what_serves_a_run_alone_is_timed_in_streams_too(
     alone = choice.model_copy(update={"streams": 1})
     own = [trial for trial in several if trial.candidate.model_copy(update={"streams": 1}) == alone]
     assert [trial.candidate for trial in own] == list(streamed(alone, package.manifest.artifact))
-    assert choice.streams == (2 if any(trial.verdict == "faster" for trial in own) else 1)
+    assert choice.streams == (2 if any(trial.verdict in TAKEN for trial in own) else 1)
     for trial in several:
         best = trial.candidate.model_copy(update={"streams": 1})
-        assert best in [each.candidate for each in one if each.verdict in ("default", "faster")]
+        assert best in [each.candidate for each in one if each.verdict in ("default", *TAKEN)]
         assert f"of the time of runs in a row by {best}" in trial.reason
 
 
@@ -128,7 +129,7 @@ def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:
         if trial.passed:
             assert {"16 tokens", "64 tokens"} >= trial.together.keys() > set()
             assert trial.unbatched is None
-            assert (trial.batching is not None) == trial.together["16 tokens"].faster
+            assert (trial.batching is not None) == trial.together["16 tokens"].likely_faster
 
 
 def test_what_an_engine_compiled_is_kept_for_the_choice_alone(

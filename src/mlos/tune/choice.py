@@ -13,10 +13,12 @@ from typing import Literal, get_args
 from mlos.engines import default_engine, installed
 from mlos.errors import RefusedError
 from mlos.store import Package
-from mlos.tune.record import Batching, Candidate, Trial, Tuning
+from mlos.tune.record import Batching, Candidate, Trial, Tuning, Verdict
 
 Precision = Literal["fp32", "auto", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+TAKEN: tuple[Verdict, ...] = ("faster", "likely faster")
+"""What a candidate has to be found to take the default's place."""
 OWN = "fp32"
 """The precision of a package that can be computed in others."""
 
@@ -92,7 +94,7 @@ def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads:
         and threads in (None, trial.candidate.threads)
     ]
     forced = tuning.default not in usable
-    taken = [trial for trial in usable if trial.ratio is not None and (forced or trial.verdict == "faster")]
+    taken = [trial for trial in usable if trial.ratio is not None and (forced or trial.verdict in TAKEN)]
     if taken:
         return min(taken, key=lambda trial: trial.ratio.ratio if trial.ratio is not None else 1.0)
     return tuning.default if tuning.default in usable else None
@@ -103,7 +105,7 @@ def _streamed(tuning: Tuning, best: Candidate) -> Trial | None:
     several = [
         (trial.ratio.ratio, number, trial)
         for number, trial in enumerate(tuning.trials)
-        if trial.verdict == "faster"
+        if trial.verdict in TAKEN
         and trial.ratio is not None
         and trial.candidate.streams > 1
         and trial.candidate.model_copy(update={"streams": 1}) == best

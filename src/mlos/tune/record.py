@@ -21,7 +21,7 @@ from mlos.store import Collected, Store
 from mlos.tune.paired import Ratio
 
 SCHEMA_VERSION: Literal[1] = 1
-Verdict = Literal["default", "faster", "no difference found", "slower", "given up", "refused"]
+Verdict = Literal["default", "faster", "likely faster", "no difference found", "slower", "given up", "refused"]
 
 
 class _Frozen(BaseModel):
