@@ -192,6 +192,19 @@ def test_a_record_of_another_version_is_not_believed(package: Package) -> None:
     assert "tuned with openvino 1.0, installed is" in why
 
 
+def test_an_engine_that_is_gone_is_missed_only_where_it_was_faster(package: Package) -> None:
+    engines = {name: installed()[name] for name in ("onnxruntime", "openvino")} | {"gone": "1.0"}
+    fast, gone = trial(package, "faster", 0.8), {"engine": "gone", "precision": "bf16"}
+    tuning = tuned(package, fast, trial(package, "slower", 1.2, **gone), engines=engines)
+    assert choose(package, tuning)[0] == "openvino fp32, 2 threads"
+    with pytest.raises(RefusedError, match="holds nothing faster in bf16"):
+        choose(package, tuning, "bf16")
+    tuning = tuned(package, fast, trial(package, "faster", 0.7, **gone), engines=engines)
+    what, why = choose(package, tuning)
+    assert what == "onnxruntime fp32, 2 threads"
+    assert "tuned with gone 1.0, installed is none" in why
+
+
 def test_what_was_not_among_the_candidates_is_said(package: Package) -> None:
     tuning = tuned(package, trial(package, "faster", 0.8), precision="fp32")
     what, why = choose(package, tuning, "auto")

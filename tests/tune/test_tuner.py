@@ -59,13 +59,6 @@ def tuning(home: Path, package: Package) -> Tuning:
         return tune(package, "auto", Settings(home=home), QUIET, threads=2, pairs=3, seed=5)
 
 
-@pytest.fixture
-def believed(tuning: Tuning) -> Tuning:
-    """The record as a server believes it that has no such engine: what is not installed puts it in doubt."""
-    engines = {engine: version for engine, version in tuning.engines.items() if engine != "liar"}
-    return tuning.model_copy(update={"engines": engines})
-
-
 def test_every_engine_and_precision_is_tried_and_the_default_first(tuning: Tuning, package: Package) -> None:
     tried = [(trial.candidate.engine, trial.candidate.precision) for trial in tuning.trials]
     assert tried[0] == ("onnxruntime", "fp32")
@@ -100,13 +93,11 @@ def test_what_passed_was_held_to_the_row_of_its_precision_and_timed(tuning: Tuni
             assert all(len(times) == 6 and min(times) > 0 for times in side.values())
 
 
-def test_what_serves_a_run_alone_is_timed_in_streams_too(
-    tuning: Tuning, believed: Tuning, package: Package
-) -> None:
+def test_what_serves_a_run_alone_is_timed_in_streams_too(tuning: Tuning, package: Package) -> None:
     """Which candidate serves a run alone depends on the time; one with one thread has nothing to share."""
     one = [trial for trial in tuning.trials if trial.candidate.streams == 1]
     several = tuning.trials[len(one) :]
-    choice = chosen(package, (), believed, "fp32", threads=2, fixed_threads=False).candidate
+    choice = chosen(package, (), tuning, "fp32", threads=2, fixed_threads=False).candidate
     alone = choice.model_copy(update={"streams": 1})
     own = [trial for trial in several if trial.candidate.model_copy(update={"streams": 1}) == alone]
     assert [trial.candidate for trial in own] == list(streamed(alone, package.manifest.artifact))
@@ -133,7 +124,7 @@ def test_batching_is_recorded_only_with_its_gain(tuning: Tuning) -> None:
 
 
 def test_what_an_engine_compiled_is_kept_for_the_choice_alone(
-    tuning: Tuning, believed: Tuning, package: Package, home: Path
+    tuning: Tuning, package: Package, home: Path
 ) -> None:
     kept = {
         trial.candidate.engine: compiled_folder(home, tuning.host.id, trial.candidate)
@@ -141,7 +132,7 @@ def test_what_an_engine_compiled_is_kept_for_the_choice_alone(
     }
     classes: set[Precision] = {"fp32", "auto"}
     served = {
-        chosen(package, (), believed, each, threads=2, fixed_threads=False).candidate.engine for each in classes
+        chosen(package, (), tuning, each, threads=2, fixed_threads=False).candidate.engine for each in classes
     }
     assert {engine for engine, folder in kept.items() if folder.is_dir()} == served
     assert all(any(kept[engine].iterdir()) for engine in served)

@@ -84,10 +84,12 @@ def chosen(
 
 def _best(tuning: Tuning, precision: str, known: Mapping[str, Package], threads: int | None) -> Trial | None:
     """The fastest trial that may be taken; it need not be faster than the default where that one may not be."""
+    present = installed()
     usable = [
         trial
         for trial in tuning.trials
         if trial.passed
+        and trial.candidate.engine in present
         and trial.candidate.streams == 1
         and trial.candidate.digest in known
         and precision in ("auto", trial.candidate.precision)
@@ -129,12 +131,16 @@ def _reason(tuning: Tuning, trial: Trial, precision: Precision) -> str:
 
 
 def doubt(package: Package, tuning: Tuning | None) -> str | None:
-    """Why no record of ``package`` is believed: there is none, or not any more. None where one is."""
+    """Why no record of ``package`` is believed: there is none, or not any more. None where one is.
+
+    An engine that is not installed any more is missed only where it was faster.
+    """
     if tuning is None:
         return f"not tuned on this host (axon tune {package.name})"
     now = installed()
+    missed = {trial.candidate.engine for trial in tuning.trials if trial.verdict in ("default", *TAKEN)}
     for engine, version in tuning.engines.items():
-        if now.get(engine) != version:
+        if now.get(engine) != version and (engine in now or engine in missed):
             return (
                 f"tuned with {engine} {version}, installed is {now.get(engine, 'none')} "
                 f"(axon tune {tuning.model})"

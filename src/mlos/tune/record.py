@@ -1,7 +1,7 @@
 """What was measured of one model on one host: a file beside the store, for packages are the same everywhere.
 
 ``HOME/tuning/HOST/DIGEST.json``, with HOST the environment id. A record is believed on that host alone, and as
-long as the engines installed are those that were timed.
+long as the engines installed are those that were timed; one that was not faster need not be installed any more.
 """
 
 from __future__ import annotations
