@@ -131,13 +131,14 @@ def test_no_run_changes_its_inputs_or_gives_its_weights_away(tmp_path: Path) -> 
             super().__init__()
             self.weight = torch.nn.Parameter(torch.arange(4.0))
             self.register_buffer("table", torch.arange(4.0))
+            self.constant = torch.arange(4.0)
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tensors[0].add_(1), self.weight, self.table[1:]
+            return tensors[0].add_(1), self.weight, self.table[1:], self.constant
 
     inputs = {"tokens": torch.ones(2, 5, dtype=torch.int64)}
     free = dict.fromkeys(("tokens", "more"), AXES)
-    artifact = to_pt2(Careless(), inputs, ("more", "weight", "table"), free, tmp_path).artifact
+    artifact = to_pt2(Careless(), inputs, ("more", "weight", "table", "constant"), free, tmp_path).artifact
     engine, asked = TorchEngine.open(tmp_path, artifact, 1), tokens(2, 3)
     kept = asked.copy()
     first = engine.run({"tokens": asked})
@@ -147,6 +148,7 @@ def test_no_run_changes_its_inputs_or_gives_its_weights_away(tmp_path: Path) -> 
         answer[:] = 99
     again = engine.run({"tokens": asked})
     assert (again["weight"].tolist(), again["table"].tolist()) == ([0, 1, 2, 3], [1, 2, 3])
+    assert again["constant"].tolist() == [0, 1, 2, 3]
     assert np.array_equal(engine.run({"tokens": asked}, ["more"])["more"], kept + 1)
 
 

@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,10 +55,9 @@ class TorchEngine:
 
     def __init__(self, module: Any, artifact: Artifact, names: Names, threads: int) -> None:
         self._module, self._artifact, self._names, self._threads = module, artifact, names, threads
-        self._weights = {
-            tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())
-        }
-        """Where their memory is."""
+        held = (attrgetter(node.target)(module) for node in module.graph.nodes if node.op == "get_attr")
+        self._held = {tensor.untyped_storage().data_ptr() for tensor in held}
+        """Where the memory of its weights and constants is."""
         self._programs: dict[frozenset[str], tuple[list[str], Any]] = {}
         """The program by what it is asked for, with the outputs that it gives in their order."""
         self._trimming = threading.Lock()
@@ -124,10 +124,10 @@ class TorchEngine:
                     )
 
     def _owned(self, answer: Any) -> NDArray[Any]:
-        """A tensor as an array that is not one of the program's weights."""
+        """A tensor as an array that is not one of the program's own."""
         answer = answer.detach()
         array: NDArray[Any] = answer.numpy()
-        return array.copy() if answer.untyped_storage().data_ptr() in self._weights else array
+        return array.copy() if answer.untyped_storage().data_ptr() in self._held else array
 
     def _giving(self, wanted: frozenset[str]) -> tuple[list[str], Any]:
         """What gives the outputs ``wanted``, in which order, without what none of them needs."""
